@@ -1,0 +1,37 @@
+# make            environment into .venv, then the study (snakemake --cores all)
+# make test       environment, then all tests;  make test-fast  without the slow ones
+# make clean-env  remove .venv
+# Variables: PYTHON (which python3), SCALE (smoke, laptop, paper; default auto), TORCH_OPTIONS (pip options for torch alone)
+SHELL := bash
+.DEFAULT_GOAL := all
+.PHONY: all environment test-environment test test-fast clean-env
+
+PYTHON ?= python3
+VENV ?= .venv
+export PYTHON VENV TORCH_OPTIONS
+# Nothing is fetched after the installation, and libraries that would try say so at once instead of waiting.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export VLLM_NO_USAGE_STATS := 1
+export TOKENIZERS_PARALLELISM := false
+
+all: environment
+	@echo "the study at scale $(or $(SCALE),laptop) takes $$(sed -n 's/^cost: //p' config/$(or $(SCALE),laptop).yaml)"
+	@$(VENV)/bin/snakemake --cores all $(if $(SCALE),--config scale=$(SCALE))
+
+environment:
+	@requirements/install.sh
+
+test-environment:
+	@requirements/install.sh test
+
+test: test-environment
+	@$(VENV)/bin/python -m pytest
+
+test-fast: test-environment
+	@$(VENV)/bin/python -m pytest -m "not slow"
+
+clean-env:
+	rm -rf $(VENV)

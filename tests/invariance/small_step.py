@@ -1,0 +1,110 @@
+"""A real step at the tests' scale: tiny random Qwen3, HF sampler, prompts that random text meets about half the time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniapl.config import StageSpec, TrainSpec
+from uniapl.models import weights_directory
+from uniapl.records import Demonstration, Prompt
+from uniapl.runlog import TIMES
+from uniapl.sampler_hf import HFSampler
+from uniapl.train import Expert, Loop, open_policy
+from uniapl.update import Policy
+
+MAX_NEW_TOKENS = 12
+Row = dict[str, Any]
+
+
+class HashDiscriminator:
+    """Scores between -2 and 2 that are a function of the texts; higher means nothing here."""
+
+    shift, scale = 0.1, 0.7
+
+    def score(self, prompts: list[str], references: list[str], candidates: list[str]) -> list[float]:
+        texts = ["\n".join(three) for three in zip(prompts, references, candidates, strict=True)]
+        return [int(hashlib.sha256(t.encode()).hexdigest()[:8], 16) / 2**30 - 2 for t in texts]
+
+
+class NanDiscriminator:
+    """A discriminator that is broken, but whose term is switched off."""
+
+    shift, scale = math.nan, math.nan
+
+    def score(self, prompts: list[str], references: list[str], candidates: list[str]) -> list[float]:
+        return [math.nan] * len(candidates)
+
+
+@dataclass
+class Setting:
+    """Model, prompts and demonstrations that the steps use; everything that a run changes is made anew from it."""
+
+    model_directory: Path
+    prompts: list[Prompt]
+    demonstrations: list[Demonstration]
+
+    def policy(self, stage: StageSpec, **settings: Any) -> Policy:
+        weights = weights_directory(self.model_directory)
+        return open_policy(
+            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32"
+        )
+
+    def loop(self, directory: Path, stage: StageSpec, discriminator: Any, *, seed: int = 0, **settings: Any) -> Loop:
+        sampler = HFSampler(weights_directory(self.model_directory), max_sequences=64, dtype="float32")
+        expert = Expert({p.id: p for p in self.prompts}, {d.prompt_id: d for d in self.demonstrations})
+        return Loop(directory, stage, (seed, 0), self.policy(stage, **settings), sampler, discriminator, expert)
+
+
+def train_spec(**changes: Any) -> TrainSpec:
+    values = {"micro_batch_tokens": 1024, "checkpoint_every": 2, "probe_every": 2}
+    return TrainSpec(**(values | changes))
+
+
+def stage_spec(name: str, **changes: Any) -> StageSpec:
+    """A stage of 5 steps of 4 x 4 rollouts and 4 demonstrations, with a learning rate that visibly moves the weights."""
+    values = {
+        "name": name, "title": name, "steps": 5, "mu": 0.0, "learning_rate": 1e-3, "prompts_per_step": 4,
+        "rollouts_per_prompt": 4, "demonstrations_per_step": 4,
+    }  # fmt: skip
+    return StageSpec(**(values | changes))
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run_loop(loop: Loop, *, steps: int = 5) -> list[Row]:
+    """Rows of the first steps, checked not to be vacuous: groups have spread, gradients and moved weights."""
+    before = weights_of(loop.policy.model)
+    rows = [loop.step(step)[0] for step in range(steps)]
+    assert_not_vacuous(rows)
+    assert not same_bits(before, weights_of(loop.policy.model))
+    return rows
+
+
+def assert_not_vacuous(rows: Sequence[Row]) -> None:
+    flat = [row["groups/flat_share"] for row in rows]
+    assert sum(flat) / len(flat) <= 0.5, f"more than half of the groups have no spread: {flat}"
+    assert all(row["grad/norm"] > 1e-3 for row in rows)
+
+
+def without(row: Row, names: Sequence[str]) -> Row:
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def timeless(rows: Sequence[Row]) -> list[Row]:
+    """Rows without the fields that hold times."""
+    return [without(row, TIMES) for row in rows]
+

@@ -1,0 +1,208 @@
+"""Whole runs: what must not change a trajectory does not change a bit of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.invariance.small_step import (
+    MAX_NEW_TOKENS,
+    HashDiscriminator,
+    NanDiscriminator,
+    Row,
+    Setting,
+    assert_not_vacuous,
+    run_loop,
+    same_bits,
+    stage_spec,
+    timeless,
+    train_spec,
+    weights_of,
+    without,
+)
+from uniapl import train
+from uniapl.provenance import content_hash, read_manifest
+from uniapl.records import write_jsonl
+from uniapl.runlog import read_rows
+
+ADVERSARIAL = ("adv/score_mean", "adv/utility_mean")
+Outcome = tuple[list[Row], dict[str, torch.Tensor]]
+
+
+def trajectory(setting: Setting, directory: Path, stage: Any, discriminator: Any, *, seed: int = 0, steps: int = 5) -> Outcome:
+    """Rows (without times) and final weights of the first steps."""
+    loop = setting.loop(directory, stage, discriminator, seed=seed)
+    rows = run_loop(loop, steps=steps)
+    return timeless(rows), weights_of(loop.policy.model)
+
+
+@pytest.fixture(scope="module")
+def grpo(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return trajectory(setting, tmp_path_factory.mktemp("grpo"), stage_spec("grpo"), HashDiscriminator())
+
+
+def test_uniapl_without_its_coefficients_is_grpo_bit_for_bit(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
+    rows, weights = trajectory(setting, tmp_path, stage_spec("uniapl", mu=0.0, lambda_adv=0.0), HashDiscriminator())
+    assert rows == grpo[0]
+    assert same_bits(weights, grpo[1])
+
+
+def test_a_switched_off_discriminator_may_return_nan(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
+    rows, weights = trajectory(setting, tmp_path, stage_spec("uniapl", mu=0.0, lambda_adv=0.0), NanDiscriminator())
+    assert [without(row, ADVERSARIAL) for row in rows] == [without(row, ADVERSARIAL) for row in grpo[0]]
+    assert rows[0]["adv/score_mean"] is None
+    assert grpo[0][0]["adv/score_mean"] is not None
+    assert same_bits(weights, grpo[1])
+
+
+def test_a_discriminator_that_is_trained_on_may_not_return_nan(setting: Setting, tmp_path: Path) -> None:
+    loop = setting.loop(tmp_path, stage_spec("uniapl", mu=0.1, lambda_adv=0.2), NanDiscriminator())
+    with pytest.raises(ValueError, match="the discriminator gave nan"):
+        loop.step(0)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
+    random.seed(1234)
+    torch.manual_seed(1234)  # global generators play no part
+    rows, weights = trajectory(setting, tmp_path, stage_spec("grpo"), HashDiscriminator(), steps=5)
+    assert rows == grpo[0]
+    assert same_bits(weights, grpo[1])
+    other, _ = trajectory(setting, tmp_path, stage_spec("grpo"), HashDiscriminator(), seed=1, steps=1)
+    assert other[0] != grpo[0][0]
+
+
+def test_every_step_samples_from_the_weights_just_trained(grpo: Outcome) -> None:
+    # float32 on both sides: were the push left out, the gap after a step of this size would be above 1e-3 nats
+    assert [row["sampler/gap_nats"] < 1e-5 for row in grpo[0]] == [True] * 5
+    assert grpo[0][4]["kl/start_nats"] > 1e-3
+
+
+class Killed(BaseException):
+    """What kill -9 is to the code: nothing more runs."""
+
+
+class Run:
+    """A run directory with its inputs on disk, trained by the command's own main function."""
+
+    def __init__(self, root: Path, setting: Setting) -> None:
+        stage = stage_spec("uniapl", mu=0.2, lambda_adv=0.3).model_dump()
+        stage.pop("title")
+        prompts = len(setting.prompts)
+        data = {
+            "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
+            "num_heldout": 1, "num_policy": prompts, "num_discriminator": 1, "num_discriminator_test": 1,
+        }  # fmt: skip
+        self.config = {
+            "path": [stage], "train": train_spec().model_dump(), "data": data, "sampler": {"kind": "hf"}, "seed": 0,
+            "discriminator": {"layer": 1},
+        }  # fmt: skip
+        self.root, self.setting = root, setting
+        write_jsonl(root / "train.jsonl", setting.prompts)
+        write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)
+        self.directory = root / f"main-{content_hash(self.config)}" / "seed0"
+        self.directory.mkdir(parents=True)
+        (self.directory / "config.json").write_text(json.dumps(self.config))
+
+    def train(self) -> None:
+        """What `python -m uniapl.train` calls."""
+        train.main(
+            self.directory, self.config, model=self.setting.model_directory, data=self.root, demonstrations=self.root,
+            discriminator=self.root,
+        )  # fmt: skip
+
+    def outcome(self) -> tuple[list[Row], str, list[dict[str, Any]]]:
+        """Rows without times, the weights' hash, and the kept rollouts."""
+        import pandas as pd
+
+        rows = read_rows(self.directory / "metrics.jsonl")
+        rollouts = pd.read_parquet(self.directory / "rollouts.parquet")
+        return timeless(rows), read_manifest(self.directory)["weight_sha256"], rollouts.to_json(orient="records")
+
+
+@pytest.fixture(autouse=True)
+def real_discriminator_replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The runs score with a stand-in; signal handlers are put back."""
+    monkeypatch.setattr(train, "load_discriminator", lambda *_: HashDiscriminator())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_discriminator", lambda *_: HashDiscriminator())
+        run = Run(tmp_path_factory.mktemp("undisturbed"), setting)
+        run.train()
+    outcome = run.outcome()
+    assert [row["step"] for row in outcome[0]] == [1, 2, 3, 4, 5]
+    assert_not_vacuous(outcome[0])
+    assert outcome[0][-1]["kl/start_nats"] > 1e-3, "the weights did not move"
+    assert not (run.directory / "checkpoints").exists()
+    return outcome
+
+
+@pytest.mark.parametrize(("step", "saved"), [(2, 2), (3, 2), (0, 0)])
+def test_a_killed_run_resumes_to_the_same_bits(
+    setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, saved: int
+) -> None:
+    # Checkpoints stand after steps 2 and 4; the kill comes while step `step` (from 0) is being updated.
+    run, real_update = Run(tmp_path, setting), train.update
+
+    def killed_update(*arguments: Any, **named: Any) -> Any:
+        result = real_update(*arguments, **named)
+        if named["step"] == step:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", killed_update)
+        with pytest.raises(Killed):
+            run.train()
+    assert len(read_rows(run.directory / "metrics.jsonl")) == step
+    found = sorted(p.name for p in (run.directory / "checkpoints").glob("*")) if saved else []
+    assert found == ([f"step_{saved:06d}"] if saved else [])
+    assert not (run.directory / "manifest.json").exists()
+    torch.manual_seed(99)
+    run.train()
+    assert run.outcome() == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
+    setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    run, real_update = Run(tmp_path, setting), train.update
+
+    def interrupted_update(*arguments: Any, **named: Any) -> Any:
+        if named["step"] == 2:
+            os.kill(os.getpid(), number)
+        return real_update(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", interrupted_update)
+        with pytest.raises(SystemExit) as stopped:
+            run.train()
+    assert stopped.value.code == 128 + number
+    assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000003"]
+    run.train()
+    assert run.outcome() == undisturbed
+
+
+def test_a_run_directory_has_one_owner(setting: Setting, tmp_path: Path) -> None:
+    run = Run(tmp_path, setting)
+    lock = train.lock_run(run.directory)
+    with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
+        run.train()
+    lock.close()
+
+

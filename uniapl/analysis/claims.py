@@ -1,0 +1,258 @@
+"""The claim table: the paper's statements C1 to C9, what this study measured of each, and a verdict by one rule.
+
+Every claim that can be measured becomes a quantity q whose positive direction is the claim's, with an interval and a
+margin that stands in config before the run. Supported: the interval lies above the margin and, where there is a p,
+Holm's adjusted p is below 1 - confidence. Not supported: the interval lies below the margin. Inconclusive: neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from scipy.stats import norm
+
+from uniapl.analysis import comparisons
+from uniapl.analysis.collect import MAIN, Study
+from uniapl.analysis.comparisons import COLUMNS, Evaluation
+from uniapl.analysis.labels import BASE, BASELINE, GROUPS, UNIAPL, p_value, plain_number, with_interval
+from uniapl.analysis.stats import EMPTY, Estimate, holm
+
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
+
+# Statements and sources as docs/paper_map.md quotes them: [A] the abstract on arXiv, [O] OpenReview.
+STATEMENTS = {
+    "C1": ("UniAPL beats GRPO by 5.77 points on Qwen3-0.6B", "[A] [O]"),
+    "C2": ("UniAPL beats GRPO by 3.75 points on Qwen3-4B", "[A] [O]"),
+    "C3": (
+        "with UniAPL, 0.6B matches a 32B model (arXiv) / a 4B model (OpenReview): the two abstracts differ",
+        "[A] / [O]",
+    ),
+    "C4": ("with UniAPL, 4B outperforms the teacher", "[A] [O]"),
+    "C5": ("response lengths of UniAPL models are distributed like the expert's, closer than those of GRPO", "[A]"),
+    "C6": ("the same for log-probabilities", "[A]"),
+    "C7": ("the adversarial term works better as a separate loss than inside the reward", "[O]"),
+    "C8": ("performance degrades when lambda_adv is too large", "[O]"),
+    "C9": ("general capability is kept or improved", "[O]"),
+}
+QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
+GENERAL_METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "pass@1,create_test", "pass@1,none")
+HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the claim table. `quantity` and `margin` are in `unit`; `p_holm` is filled in over the whole table."""
+
+    claim: str
+    model: str
+    statement: str
+    source: str
+    measured: str
+    quantity: Estimate
+    margin: float
+    unit: str
+    tolerance: str
+    reason: str = ""
+    p_holm: float = math.nan
+    verdict: str = NOT_RUN
+
+
+def verdict(quantity: Estimate, margin: float, p_holm: float, *, confidence: float) -> str:
+    """Supported, not supported or inconclusive; not run where nothing was measured."""
+    if not (math.isfinite(quantity.low) and math.isfinite(quantity.high)):
+        return NOT_RUN
+    significant = not math.isfinite(p_holm) or p_holm < 1 - confidence
+    if quantity.low > margin and significant:
+        return SUPPORTED
+    return NOT_SUPPORTED if quantity.high < margin else INCONCLUSIVE
+
+
+def findings(study: Study) -> list[Finding]:
+    """All rows of the claim table, p-values adjusted over all of them by Holm."""
+    rows = [*_against_grpo(study), *_reference_models(), *_distributions(study)]
+    for model in study.index["models"]:
+        rows += [_loss_or_reward(study, model), _too_large(study, model), _general(study, model)]
+    adjusted = holm([row.quantity.p for row in rows], confidence=study.claims.confidence)
+    closed = []
+    for row, p_holm in zip(rows, adjusted, strict=True):
+        decided = verdict(row.quantity, row.margin, p_holm, confidence=study.claims.confidence)
+        closed.append(replace(row, p_holm=p_holm, verdict=decided))
+    return sorted(closed, key=lambda row: int(row.claim[1]))
+
+
+def _has(study: Study, model: str, *methods: str, variant: str = MAIN) -> bool:
+    return all(study.evaluations(model, method, variant) for method in methods)
+
+
+def _row(claim: str, model: str, reason: str, tolerance: str = "—") -> Finding:
+    statement, source = STATEMENTS[claim]
+    return Finding(claim, model, statement, source, "—", EMPTY, math.nan, "", tolerance, reason)
+
+
+def _points(estimate: Estimate) -> str:
+    shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
+    return f"{shown} points" + (f", {p_value(estimate.p)} ({estimate.test})" if math.isfinite(estimate.p) else "")
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    return replace(estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor)
+
+
+def _against_grpo(study: Study) -> Iterator[Finding]:
+    """C1 and C2 on the paper's models, and the same comparison on every other model as its analogue."""
+    tolerance = "the whole interval above 0"
+    paper_models = {prefix: claim for claim, (prefix, _) in QWEN_SIZES.items()}
+    for claim, (prefix, title) in QWEN_SIZES.items():
+        if not any(model.startswith(prefix) for model in study.index["models"]):
+            yield _row(claim, "—", f"needs {title}, which is not in this study", tolerance)
+    for model in study.index["models"]:
+        claim = next((c for prefix, c in paper_models.items() if model.startswith(prefix)), None)
+        label = claim or f"C1-{study.index['scale']}"
+        statement = (
+            STATEMENTS[claim][0] if claim else "analogue of C1 at this scale: UniAPL beats GRPO on the held-out prompts"
+        )
+        source = STATEMENTS[claim][1] if claim else "(ours)"
+        row = Finding(label, model, statement, source, "—", EMPTY, 0.0, "points", tolerance)
+        if not _has(study, model, UNIAPL, BASELINE) or "heldout" not in study.index["tasks"]:
+            yield replace(row, reason="uniapl or grpo was not trained or held-out prompts were not evaluated")
+            continue
+        gain = comparisons.difference(study, model, UNIAPL, BASELINE, HELDOUT, "prompt_strict")
+        measured = f"UniAPL − GRPO, prompt strict: {_points(gain)}"
+        yield replace(row, measured=measured, quantity=_scaled(gain, 100))
+
+
+def _reference_models() -> Iterator[Finding]:
+    yield _row("C3", "—", "needs Qwen3-0.6B and scores of a 32B and a 4B model, which are not in this study")
+    yield _row(
+        "C4", "—", "needs Qwen3-4B and the paper's teacher; this study's teacher passes every verifier by construction"
+    )
+
+
+def _distributions(study: Study) -> Iterator[Finding]:
+    """C5 on length; C6 on log-prob under the base model, that under the trained model told beside it (our choice)."""
+    margin = study.claims.distance_margin
+    for claim, column, unit in (("C5", "num_tokens", "tokens"), ("C6", "logprob_base", "nats")):
+        tolerance = (
+            f"Wasserstein distance to the expert smaller than GRPO's by more than {plain_number(margin, 2)} {unit}"
+        )
+        for model in study.index["models"]:
+            row = replace(_row(claim, model, "", tolerance), margin=margin, unit=unit)
+            if not _has(study, model, UNIAPL, BASELINE) or "heldout" not in study.index["tasks"]:
+                yield replace(row, reason="uniapl or grpo was not trained or held-out prompts were not evaluated")
+                continue
+            quantity, measured = _closer(study, model, column, unit)
+            if column == "logprob_base":
+                measured = (
+                    f"under the base model: {measured}. Under the trained models:"
+                    f" {_closer(study, model, 'logprob_trained', unit)[1]}"
+                )
+            if quantity.n == 0:
+                yield replace(
+                    row, reason=f"no held-out prompt has both answers and a demonstration with {COLUMNS[column]}"
+                )
+                continue
+            yield replace(row, quantity=quantity, measured=measured)
+
+
+def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate, str]:
+    quantity = comparisons.reduction(study, model, UNIAPL, BASELINE, column)
+    ours, theirs = (comparisons.distances(study, model, method, column)[0] for method in (UNIAPL, BASELINE))
+    digits = 1 if unit == "tokens" else 3
+    reduced = with_interval(quantity.value, quantity.low, quantity.high, digits, signed=True)
+    return (
+        quantity,
+        (
+            f"W to the expert {plain_number(ours.value, digits)} (UniAPL) and {plain_number(theirs.value, digits)}"
+            f" (GRPO) {unit}, reduction {reduced}, {p_value(quantity.p)} ({quantity.test})"
+        ),
+    )
+
+
+def _choice_split(study: Study) -> Evaluation:
+    """Ablations are compared on the development split where it was evaluated, else on the held-out prompts."""
+    return Evaluation("development", "all", "development") if "development" in study.index["tasks"] else HELDOUT
+
+
+def _loss_or_reward(study: Study, model: str) -> Finding:
+    row = replace(_row("C7", model, "", "the whole interval above 0"), margin=0.0, unit="points")
+    loss, reward = "adversarial_as.loss", "adversarial_as.reward"
+    if not (_has(study, model, UNIAPL, variant=loss) and _has(study, model, UNIAPL, variant=reward)):
+        return replace(row, reason="the ablation adversarial_as was not run")
+    split = _choice_split(study)
+    gain = comparisons.difference(
+        study, model, UNIAPL, UNIAPL, split, "prompt_strict", variant=loss, other_variant=reward
+    )
+    measured = f"as loss − as reward, prompt strict, {split.title.lower()} prompts: {_points(gain)}"
+    return replace(row, quantity=_scaled(gain, 100), measured=measured)
+
+
+def lambda_variants(study: Study, model: str) -> dict[float, str]:
+    """Variants of the ablation lambda_adv of UniAPL by their value, ascending."""
+    prefix = "lambda_adv."
+    names = {
+        e["variant"]
+        for e in study.index["evaluations"]
+        if e["model"] == model and e["method"] == UNIAPL and e["variant"].startswith(prefix)
+    }
+    numbers = {name: name.removeprefix(prefix) for name in names}
+    return dict(sorted((float(text), name) for name, text in numbers.items() if text.replace(".", "", 1).isdigit()))
+
+
+def _too_large(study: Study, model: str) -> Finding:
+    """C8: the main run, whose lambda_adv was chosen beforehand, against the largest lambda_adv of the ablation."""
+    margin = study.claims.degrade_points
+    tolerance = f"a loss of more than {plain_number(margin, 1)} points, the whole interval"
+    row = replace(_row("C8", model, "", tolerance), margin=margin, unit="points")
+    variants = lambda_variants(study, model)
+    if not variants or not _has(study, model, UNIAPL):
+        return replace(row, reason="the ablation lambda_adv was not run")
+    largest = max(variants)
+    split = _choice_split(study)
+    lost = comparisons.difference(study, model, UNIAPL, UNIAPL, split, "prompt_strict", other_variant=variants[largest])
+    measured = f"main run − lambda_adv = {largest:g}, prompt strict, {split.title.lower()} prompts: {_points(lost)}"
+    return replace(row, quantity=_scaled(lost, 100), measured=measured)
+
+
+def _general(study: Study, model: str) -> Finding:
+    """C9: mean over lm-eval's general tasks of UniAPL minus base, unpaired standard errors as lm-eval reports them."""
+    margin = study.claims.kept_margin_points
+    tolerance = f"a loss of at most {plain_number(margin, 1)} points, the whole interval"
+    row = replace(_row("C9", model, "", tolerance), margin=-margin, unit="points")
+    tasks = [task for task in study.index["tasks"] if task not in ("heldout", "development", "ifbench", "ifeval")]
+    if not tasks:
+        return replace(row, reason="no general capability task (MMLU and the like) was evaluated")
+    if not _has(study, model, UNIAPL, BASE):
+        return replace(row, reason="uniapl was not trained")
+    changes = [_general_change(study, model, task) for task in tasks]
+    known = [change for change in changes if change is not None]
+    if not known:
+        return replace(row, reason="lm-eval's results hold no accuracy with a standard error for the general tasks")
+    value = 100 * sum(change for change, _ in known) / len(known)
+    error = 100 * math.sqrt(sum(variance for _, variance in known)) / len(known)
+    half = float(norm.ppf(0.5 + study.claims.confidence / 2)) * error
+    quantity = Estimate(value, value - half, value + half, len(known), "normal, unpaired")
+    shown = with_interval(value, quantity.low, quantity.high, 1, signed=True)
+    return replace(row, quantity=quantity, measured=f"UniAPL − base, mean of {', '.join(tasks)}: {shown} points")
+
+
+def _general_change(study: Study, model: str, task: str) -> tuple[float, float] | None:
+    """(mean over seeds of UniAPL) - base and its variance, or None where lm-eval gave none."""
+    found = {}
+    for method in (UNIAPL, BASE):
+        entries = [
+            study.results[e["directory"]].get("results", {}).get(task, {}) for e in study.evaluations(model, method)
+        ]
+        metric = next((m for m in GENERAL_METRICS if entries and all(m in entry for entry in entries)), None)
+        if metric is None:
+            return None
+        name, _, filter_name = metric.partition(",")
+        errors = [entry.get(f"{name}_stderr,{filter_name}") for entry in entries]
+        if not all(isinstance(error, (int, float)) for error in errors):
+            return None
+        found[method] = (
+            sum(entry[metric] for entry in entries) / len(entries),
+            sum(e**2 for e in errors) / len(entries),
+        )
+    return found[UNIAPL][0] - found[BASE][0], found[UNIAPL][1] + found[BASE][1]

@@ -1,0 +1,98 @@
+"""The study's numbers by name: an accuracy, a difference between two methods, a distance to the expert.
+
+Tables, figures and claims ask here, so that the same number is the same everywhere, down to the bootstrap's draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from uniapl.analysis import stats
+from uniapl.analysis.collect import MAIN, Study, common, expert_values, prompt_scores, values
+from uniapl.analysis.labels import GROUPS, TASKS
+from uniapl.analysis.stats import Estimate
+
+COLUMNS = {
+    "num_tokens": "length, tokens",
+    "logprob_base": "mean token log-prob under the base model, nats",
+    "logprob_trained": "mean token log-prob under the trained model, nats",
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task, or the held-out prompts of one group."""
+
+    task: str
+    group: str
+    title: str
+
+
+def evaluations(study: Study) -> list[Evaluation]:
+    """What is tabulated: held-out (all, seen, unseen kinds), then the other tasks with records."""
+    tasks = [task for task in study.index["tasks"] if task in TASKS]
+    found = []
+    for task in sorted(tasks, key=list(TASKS).index):
+        groups = set(study.answers.loc[study.answers["task"] == task, "group"])
+        if task == "heldout":
+            found += [Evaluation(task, g, title) for g, title in GROUPS.items() if g == "all" or g in groups]
+        else:
+            found.append(Evaluation(task, "all", TASKS[task]))
+    return found
+
+
+def accuracy(study: Study, model: str, method: str, of: Evaluation, metric: str, *, variant: str = MAIN) -> Estimate:
+    """An accuracy (0 to 1) with its interval."""
+    scores = prompt_scores(study, model, method, task=of.task, group=of.group, metric=metric, variant=variant)
+    names = (model, method, variant, of.task, of.group, metric)
+    return stats.accuracy(scores.hits_SP, scores.counts_SP, draws=study.resampling, names=names)
+
+
+def difference(
+    study: Study,
+    model: str,
+    method: str,
+    other: str,
+    of: Evaluation,
+    metric: str,
+    *,
+    variant: str = MAIN,
+    other_variant: str = MAIN,
+) -> Estimate:
+    """Accuracy of a method minus another's on the same prompts and seeds."""
+    a = prompt_scores(study, model, method, task=of.task, group=of.group, metric=metric, variant=variant)
+    b = prompt_scores(study, model, other, task=of.task, group=of.group, metric=metric, variant=other_variant)
+    a, b = common(a, b)
+    names = (model, method, variant, other, other_variant, of.task, of.group, metric)
+    return stats.paired_difference(a.hits_SP, b.hits_SP, a.counts_SP, draws=study.resampling, names=names)
+
+
+def mean(study: Study, model: str, method: str, column: str, *, task: str = "heldout", variant: str = MAIN) -> Estimate:
+    """Mean of a number (num_tokens, truncated, a log-prob) over a task's prompts."""
+    found = values(study, model, method, task=task, column=column, variant=variant)
+    return stats.mean(found.hits_SP, draws=study.resampling, names=(model, method, variant, task, "mean"))
+
+
+def expert_mean(study: Study, model: str, method: str, column: str) -> Estimate:
+    """Mean of the expert's number over the held-out prompts, as one method's evaluation recorded it."""
+    found = expert_values(study, model, method, column=column)
+    return stats.mean(found.hits_SP[:1], draws=study.resampling, names=(model, method, "expert", column))
+
+
+def distances(study: Study, model: str, method: str, column: str, *, variant: str = MAIN) -> tuple[Estimate, Estimate]:
+    """Wasserstein and Kolmogorov-Smirnov distance to the expert on held-out prompts that have a demonstration."""
+    answers = values(study, model, method, task="heldout", column=column, variant=variant)
+    expert = expert_values(study, model, method, column=column, variant=variant)
+    answers, expert = common(answers, expert)
+    return stats.distances(answers.hits_SP, expert.hits_SP, draws=study.resampling)
+
+
+def reduction(study: Study, model: str, method: str, other: str, column: str) -> Estimate:
+    """How much smaller a method's Wasserstein distance to the expert is than another's, paired by prompt."""
+    found = [values(study, model, m, task="heldout", column=column) for m in (method, other)]
+    found += [expert_values(study, model, m, column=column) for m in (method, other)]
+    a, b, expert_a, expert_b = common(*found)
+    names = (model, method, other, column)
+    return stats.distance_reduction(
+        a.hits_SP, b.hits_SP, expert_a.hits_SP, expert_b.hits_SP, draws=study.resampling, names=names
+    )

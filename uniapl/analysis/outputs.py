@@ -1,0 +1,36 @@
+"""Names of the files that tables and figures write, from study.json alone; the Snakefile declares them as outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TABLES = (1, 2, 3, 4, 5)
+ABLATION_TABLE = 6
+FIGURES = (1, 2, 3, 4)
+TABLE_FORMATS = ("csv", "md", "tex")
+FIGURE_FORMATS = ("pdf", "png", "txt")
+
+
+def has_ablations(study_index: dict[str, Any]) -> bool:
+    """Some evaluation is of another variant than `main`."""
+    return any(entry["variant"] != "main" for entry in study_index["evaluations"])
+
+
+def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
+    """Tables 1 to 5, and 6 where the study has ablations."""
+    return (*TABLES, ABLATION_TABLE) if has_ablations(study_index) else TABLES
+
+
+def table_files(study_index: dict[str, Any]) -> list[str]:
+    """File names that `uniapl.analysis.tables` writes into its output directory."""
+    return [f"table{number}.{suffix}" for number in table_numbers(study_index) for suffix in TABLE_FORMATS]
+
+
+def figure_files(study_index: dict[str, Any]) -> list[str]:
+    """File names that `uniapl.analysis.figures` writes into its output directory; .txt holds the caption."""
+    return [
+        f"figure{number}_{model}.{suffix}"
+        for number in FIGURES
+        for model in study_index["models"]
+        for suffix in FIGURE_FORMATS
+    ]

@@ -1,0 +1,356 @@
+"""Intervals, paired differences and distances between distributions, by scipy and statsmodels.
+
+Scores are `hits_SP` of `counts_SP` for S training seeds and P prompts (a prompt has one hit of one count, or as many
+counts as instructions), so that every accuracy is a ratio of sums. One seed: Wilson's interval for binary prompts, BCa
+bootstrap over prompts otherwise. Several seeds are crossed with the prompts: two-way random-effects t interval with
+Satterthwaite's degrees of freedom, the crossed bootstrap beside it. Distances between distributions resample prompts,
+because the answers to one prompt are not independent. Every draw comes from a named seed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from uniapl.seeding import stream_seed
+
+NAN = math.nan
+RESAMPLES_AT_ONCE = 1000  # memory only
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval. `n` counts prompts; `p` is two-sided against 0, for differences only."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    p: float = NAN
+    test: str = ""
+    bootstrap_low: float = NAN
+    bootstrap_high: float = NAN
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How many draws, from which seed, at which confidence: the study's `claims` section."""
+
+    num_resamples: int
+    seed: int
+    confidence: float
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        """A generator of its own for one named statistic."""
+        return np.random.default_rng(stream_seed(self.seed, *names))
+
+
+EMPTY = Estimate(NAN, NAN, NAN, 0, "none")
+
+
+def ratio(hits: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Sum of hits over sum of counts."""
+    return hits.sum(axis=axis) / counts.sum(axis=axis)
+
+
+def wilson(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a proportion."""
+    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    return float(low), float(high)
+
+
+def bca_interval(
+    hits_P: np.ndarray, counts_P: np.ndarray, *, draws: Resampling, names: Sequence[str]
+) -> tuple[float, float]:
+    """BCa bootstrap interval of a ratio over prompts; a point where all prompts agree, percentile where BCa fails."""
+    if np.ptp(hits_P) == 0 and np.ptp(counts_P) == 0:
+        value = float(ratio(hits_P, counts_P))
+        return value, value
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = stats.bootstrap(
+                (hits_P, counts_P),
+                ratio,
+                paired=True,
+                vectorized=True,
+                n_resamples=draws.num_resamples,
+                confidence_level=draws.confidence,
+                method=method,
+                rng=draws.rng("bootstrap", *names),
+            )
+        low, high = (float(end) for end in result.confidence_interval)
+        if math.isfinite(low) and math.isfinite(high):
+            break
+    return low, high
+
+
+def two_way(values_SP: np.ndarray, *, confidence: float) -> tuple[float, float, float]:
+    """Mean of seeds crossed with prompts, both random: t interval (Satterthwaite's degrees of freedom) and p against 0.
+
+    Var(mean) = (MS_seed + MS_prompt - MS_error) / (S P); where one main effect's variance estimate is negative it is
+    taken as 0, which leaves the other's mean square alone.
+    """
+    S, P = values_SP.shape
+    assert min(S, P) > 1
+    mean = float(values_SP.mean())
+    seed_S, prompt_P = values_SP.mean(axis=1), values_SP.mean(axis=0)
+    residual_SP = values_SP - seed_S[:, None] - prompt_P[None, :] + mean
+    df_seed, df_prompt, df_error = S - 1, P - 1, (S - 1) * (P - 1)
+    ms_seed = P * ((seed_S - mean) ** 2).sum() / df_seed
+    ms_prompt = S * ((prompt_P - mean) ** 2).sum() / df_prompt
+    ms_error = (residual_SP**2).sum() / df_error
+    if ms_seed <= ms_error:
+        total, df = max(ms_prompt, ms_error), float(df_prompt)
+    elif ms_prompt <= ms_error:
+        total, df = ms_seed, float(df_seed)
+    else:
+        total = ms_seed + ms_prompt - ms_error
+        df = total**2 / (ms_seed**2 / df_seed + ms_prompt**2 / df_prompt + ms_error**2 / df_error)
+    error = math.sqrt(total / (S * P))
+    if error < 1e-12:
+        return mean, mean, 1.0 if abs(mean) < 1e-12 else 0.0
+    half = float(stats.t.ppf(0.5 + confidence / 2, df)) * error
+    return mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, df))
+
+
+def crossed_bootstrap(values_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> tuple[float, float]:
+    """Percentile interval of the mean, seeds and prompts resampled independently of each other."""
+    S, P = values_SP.shape
+    rng = draws.rng("crossed", *names)
+    seeds_RS = rng.integers(0, S, (draws.num_resamples, S))
+    prompts_RP = rng.integers(0, P, (draws.num_resamples, P))
+    means = [values_SP[np.ix_(s, p)].mean() for s, p in zip(seeds_RS, prompts_RP, strict=True)]
+    low, high = np.quantile(means, _tails(draws.confidence))
+    return float(low), float(high)
+
+
+def accuracy(hits_SP: np.ndarray, counts_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> Estimate:
+    """An accuracy with its interval: Wilson (one seed, binary), BCa (one seed), two-way t (several seeds)."""
+    S, P = hits_SP.shape
+    if S == 0 or P == 0:
+        return EMPTY
+    value = float(ratio(hits_SP.ravel(), counts_SP.ravel()))
+    if S > 1:
+        return _several_seeds(value, _linearised(hits_SP, counts_SP, value), draws, names)
+    if (counts_SP == 1).all() and np.isin(hits_SP, (0, 1)).all():
+        low, high = wilson(int(hits_SP.sum()), P, confidence=draws.confidence)
+        return Estimate(value, low, high, P, "Wilson")
+    low, high = bca_interval(hits_SP[0], counts_SP[0], draws=draws, names=names)
+    return Estimate(value, low, high, P, "BCa bootstrap over prompts")
+
+
+def mean(values_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> Estimate:
+    """A mean of real numbers, one a prompt and seed, with its interval."""
+    return accuracy(values_SP, np.full(values_SP.shape, 1.0), draws=draws, names=names)
+
+
+def paired_difference(
+    hits_SP: np.ndarray, other_SP: np.ndarray, counts_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]
+) -> Estimate:
+    """Accuracy minus another's on the same prompts (and seeds), with interval and two-sided p.
+
+    p is McNemar's exact test where there is one seed and prompts are binary, a permutation test that exchanges the
+    two systems within prompts for instructions, and the two-way t test where there are several seeds.
+    """
+    S, P = hits_SP.shape
+    if S == 0 or P == 0:
+        return EMPTY
+    difference_SP = hits_SP - other_SP
+    value = float(ratio(difference_SP.ravel(), counts_SP.ravel()))
+    if S > 1:
+        return _several_seeds(value, difference_SP / counts_SP.mean(), draws, names, test="two-way t")
+    binary = (counts_SP == 1).all() and np.isin(hits_SP, (0, 1)).all() and np.isin(other_SP, (0, 1)).all()
+    if binary:
+        p, test = mcnemar_p(hits_SP[0], other_SP[0]), "McNemar"
+    else:
+        p, test = sign_flip_p(difference_SP[0], draws=draws, names=names), "permutation"
+    low, high = bca_interval(difference_SP[0], counts_SP[0], draws=draws, names=names)
+    return Estimate(value, low, high, P, "BCa bootstrap over prompts", p=p, test=test)
+
+
+def mcnemar_p(hits_P: np.ndarray, other_P: np.ndarray) -> float:
+    """McNemar's exact two-sided p for two systems judged on the same prompts."""
+    a, b = hits_P.astype(bool), other_P.astype(bool)
+    table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
+    if table[0][1] + table[1][0] == 0:
+        return 1.0
+    return float(mcnemar(table, exact=True).pvalue)
+
+
+def sign_flip_p(difference_P: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> float:
+    """Paired permutation test that the mean difference is 0 (the two systems exchanged within prompts)."""
+    if not difference_P.any():
+        return 1.0
+    result = stats.permutation_test(
+        (difference_P,),
+        np.mean,
+        permutation_type="samples",
+        vectorized=True,
+        batch=RESAMPLES_AT_ONCE,
+        n_resamples=draws.num_resamples,
+        rng=draws.rng("permutation", *names),
+    )
+    return float(result.pvalue)
+
+
+def holm(p_values: Sequence[float], *, confidence: float) -> list[float]:
+    """Holm's adjusted p-values; NaN stays NaN and does not count."""
+    adjusted = [NAN] * len(p_values)
+    known = [i for i, p in enumerate(p_values) if math.isfinite(p)]
+    if known:
+        for i, p in zip(
+            known, multipletests([p_values[i] for i in known], alpha=1 - confidence, method="holm")[1], strict=True
+        ):
+            adjusted[i] = float(p)
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Difference of two empirical distribution functions, prompt by prompt, on the grid of all their values.
+
+    `gap_SPG`: 1 where a seed's answer to a prompt is at or below a grid value, minus the same for the expert's answer;
+    `step_G`: width of the grid's cells. Any weighting of prompts and seeds gives both distances by matrix products.
+    """
+
+    gap_SPG: np.ndarray
+    step_G: np.ndarray
+
+    def distances(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """Wasserstein-1 (area between the two functions) and Kolmogorov-Smirnov (largest gap), one a resample."""
+        areas, largest = [], []
+        for rows in _blocks(len(weights.prompts_RP)):
+            prompts_RP, seeds_RS = weights.prompts_RP[rows], weights.seeds_RS[rows]
+            total_RG = np.zeros((len(prompts_RP), len(self.step_G)))
+            for s, gap_PG in enumerate(self.gap_SPG):
+                total_RG += seeds_RS[:, [s]] * (prompts_RP @ gap_PG)
+            height_RG = np.abs(total_RG) / (seeds_RS.sum(axis=1) * prompts_RP.sum(axis=1))[:, None]
+            areas.append(height_RG @ self.step_G)
+            largest.append(height_RG.max(axis=1))
+        return np.concatenate(areas), np.concatenate(largest)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How often each of P prompts and each of S seeds counts in each of R resamples."""
+
+    prompts_RP: np.ndarray
+    seeds_RS: np.ndarray
+
+
+def gap(values_SP: np.ndarray, expert_SP: np.ndarray, grid: np.ndarray | None = None) -> Gap:
+    """Compare S answers a prompt with the expert's on the same prompts (expert_SP may be one row, for all seeds)."""
+    grid = np.unique(np.concatenate([values_SP.ravel(), expert_SP.ravel()])) if grid is None else grid
+    below_SPG = (values_SP[:, :, None] <= grid).astype(float) - (expert_SP[:, :, None] <= grid)
+    return Gap(below_SPG, np.append(np.diff(grid), 0.0))
+
+
+def distances(values_SP: np.ndarray, expert_SP: np.ndarray, *, draws: Resampling) -> tuple[Estimate, Estimate]:
+    """Wasserstein-1 and Kolmogorov-Smirnov distance to the expert's distribution; intervals resample prompts."""
+    S, P = values_SP.shape
+    if values_SP.size == 0:
+        return EMPTY, EMPTY
+    compared = gap(values_SP, expert_SP)
+    estimates = []
+    resampled = compared.distances(_bootstrap_weights(S, P, draws))
+    for value_1, resampled_R in zip(compared.distances(_all_once(S, P)), resampled, strict=True):
+        value = float(value_1[0])
+        low, high = _envelope(value, resampled_R, draws.confidence, floor=0.0)
+        estimates.append(Estimate(value, low, high, P, "bootstrap over prompts"))
+    return estimates[0], estimates[1]
+
+
+def distance_reduction(
+    values_SP: np.ndarray,
+    other_SP: np.ndarray,
+    expert_SP: np.ndarray,
+    other_expert_SP: np.ndarray,
+    *,
+    draws: Resampling,
+    names: Sequence[str],
+) -> Estimate:
+    """How much closer to the expert a method is than another: W(other, expert) - W(method, expert), paired by prompt.
+
+    p is two-sided, from exchanging the two methods within prompts. The expert's values are given twice because a
+    log-prob under the trained model differs between methods.
+    """
+    S, P = values_SP.shape
+    if values_SP.size == 0:
+        return EMPTY
+    grid = np.unique(np.concatenate([a.ravel() for a in (values_SP, other_SP, expert_SP, other_expert_SP)]))
+    method, other = gap(values_SP, expert_SP, grid), gap(other_SP, other_expert_SP, grid)
+    weights, once = _bootstrap_weights(S, P, draws), _all_once(S, P)
+    resampled = other.distances(weights)[0] - method.distances(weights)[0]
+    value = float((other.distances(once)[0] - method.distances(once)[0])[0])
+    low, high = _envelope(value, resampled, draws.confidence, floor=-math.inf)
+    kept_RP = draws.rng("exchange", *names).integers(0, 2, (draws.num_resamples, P)).astype(float)
+    method_PG, other_PG = method.gap_SPG.mean(axis=0), other.gap_SPG.mean(axis=0)
+    num_extreme = 0
+    for rows in _blocks(len(kept_RP)):
+        kept, moved = kept_RP[rows], 1 - kept_RP[rows]
+        as_other, as_method = kept @ other_PG + moved @ method_PG, kept @ method_PG + moved @ other_PG
+        null = (np.abs(as_other) @ other.step_G - np.abs(as_method) @ other.step_G) / P
+        num_extreme += int((np.abs(null) >= abs(value) - 1e-9).sum())
+    p = (num_extreme + 1) / (draws.num_resamples + 1)
+    return Estimate(value, low, high, P, "bootstrap over prompts", p=p, test="permutation")
+
+
+def _several_seeds(
+    value: float, values_SP: np.ndarray, draws: Resampling, names: Sequence[str], *, test: str = ""
+) -> Estimate:
+    S, P = values_SP.shape
+    if P < 2:
+        return Estimate(value, NAN, NAN, P, "none")
+    low, high, p = two_way(values_SP, confidence=draws.confidence)
+    bootstrap_low, bootstrap_high = crossed_bootstrap(values_SP, draws=draws, names=names)
+    return Estimate(
+        value, low, high, P, f"two-way t ({S} seeds x prompts)", p=p if test else NAN, test=test,
+        bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high,
+    )  # fmt: skip
+
+
+def _linearised(hits_SP: np.ndarray, counts_SP: np.ndarray, value: float) -> np.ndarray:
+    """Per-prompt terms whose mean is the ratio of sums; the hits themselves where every count is 1."""
+    return (hits_SP - value * counts_SP) / counts_SP.mean() + value
+
+
+@lru_cache(maxsize=2)
+def _bootstrap_weights(S: int, P: int, draws: Resampling) -> Weights:
+    """Prompts and seeds drawn with replacement, independently; the same draws for every method."""
+    rng = draws.rng("prompts", P, "seeds", S)
+    prompts_RP = rng.multinomial(P, np.full(P, 1 / P), size=draws.num_resamples).astype(float)
+    seeds_RS = rng.multinomial(S, np.full(S, 1 / S), size=draws.num_resamples).astype(float)
+    return Weights(prompts_RP, seeds_RS)
+
+
+def _all_once(S: int, P: int) -> Weights:
+    return Weights(np.ones((1, P)), np.ones((1, S)))
+
+
+def _blocks(num_rows: int) -> list[slice]:
+    return [slice(start, start + RESAMPLES_AT_ONCE) for start in range(0, num_rows, RESAMPLES_AT_ONCE)]
+
+
+def _tails(confidence: float) -> tuple[float, float]:
+    return (1 - confidence) / 2, (1 + confidence) / 2
+
+
+def _envelope(value: float, resampled: np.ndarray, confidence: float, *, floor: float) -> tuple[float, float]:
+    """The wider of percentile and basic bootstrap at each end.
+
+    Resampling pulls two nearly equal distributions apart, so that the percentile interval alone misses small
+    distances from above; the basic one misses large ones from below.
+    """
+    low, high = np.quantile(resampled, _tails(confidence))
+    return max(floor, float(min(low, 2 * value - high))), float(max(high, 2 * value - low))

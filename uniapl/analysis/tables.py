@@ -1,0 +1,452 @@
+"""All tables of a study, each as .csv (every number), .md and .tex, byte for byte the same from the same records.
+
+    python -m uniapl.analysis.tables ROOT --output DIR
+
+ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 methods x evaluations and their cost,
+2 the paper's claims, 3 constraint kinds, 4 distributions against the expert, 5 data, teacher and discriminator,
+6 ablations where the study has some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from uniapl.analysis import comparisons, stats
+from uniapl.analysis.claims import findings
+from uniapl.analysis.collect import MAIN, Study, read_study
+from uniapl.analysis.comparisons import COLUMNS, Evaluation
+from uniapl.analysis.facts import table5
+from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
+from uniapl.analysis.outputs import has_ablations
+from uniapl.analysis.render import Block, Table, write_table
+from uniapl.analysis.stats import Estimate
+from uniapl.entry import run_guarded
+
+METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
+NO_CELL = "—"
+
+
+def percent(estimate: Estimate) -> str:
+    """`41.5 [34.9, 48.4]` in percent."""
+    return with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100) or NO_CELL
+
+
+def points(estimate: Estimate) -> str:
+    """`+3.5 [−1.0, 8.0], p = 0.210` in percentage points."""
+    shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
+    return f"{shown}, {p_value(estimate.p)}" if shown else NO_CELL
+
+
+def amount(value: Any) -> str:
+    """A count with thin groups of thousands; a dash where it does not apply."""
+    return NO_CELL if value is None or not math.isfinite(float(value)) else f"{float(value):,.0f}"
+
+
+def fields(estimate: Estimate, name: str, *, scale: float = 1.0) -> dict[str, Any]:
+    """An estimate as csv columns; the crossed bootstrap beside the interval where there are several seeds."""
+    found = {name: estimate.value * scale, f"{name}_low": estimate.low * scale, f"{name}_high": estimate.high * scale}
+    found |= {
+        f"{name}_bootstrap_low": estimate.bootstrap_low * scale,
+        f"{name}_bootstrap_high": estimate.bootstrap_high * scale,
+    }
+    return found | ({f"{name}_p": estimate.p, f"{name}_test": estimate.test} if estimate.test else {})
+
+
+def make_table(
+    number: int, title: str, blocks: list[Block], records: list[dict[str, Any]], notes: tuple[str, ...]
+) -> Table:
+    """A table whose csv columns are those of its records, in order of appearance."""
+    columns = tuple(dict.fromkeys(key for record in records for key in record))
+    return Table(number, title, tuple(blocks), columns, tuple(records), notes)
+
+
+def _model_column(study: Study) -> tuple[str, ...]:
+    return ("Model",) if len(study.models) > 1 else ()
+
+
+def _model_cell(study: Study, model: str) -> tuple[str, ...]:
+    return (study.models[model],) if len(study.models) > 1 else ()
+
+
+def _methods(study: Study) -> Iterator[tuple[str, str]]:
+    for model in study.models:
+        for method in study.methods(model):
+            yield model, method
+
+
+def _costs(study: Study, model: str, method: str) -> dict[str, float]:
+    """Mean over seeds of what a method cost with all its stages; empty for base."""
+    runs = study.runs
+    chosen = runs[(runs["model"] == model) & (runs["method"] == method) & (runs["variant"] == MAIN)]
+    if chosen.empty:
+        return {}
+    return {
+        c: float(chosen[c].astype(float).mean()) for c in ("steps", "tokens_trained", "tokens_generated", "seconds")
+    }
+
+
+def table1(study: Study) -> Table:
+    """Methods x evaluations, paired differences to base and to GRPO, and what each method cost."""
+    records, sections = [], []
+    for of in comparisons.evaluations(study):
+        rows, sizes = [], []
+        for model, method in _methods(study):
+            record, row = _table1_row(study, model, method, of)
+            records.append(record)
+            rows.append((*_model_cell(study, model), study.label(method), *row))
+            sizes.append(record["num_prompts"])
+        sections.append((f"{of.title} ({_sizes(study, of, sizes)})", tuple(rows)))
+    heads = ("− base, points", "− GRPO, points")
+    columns = (*_model_column(study), "Method", "Prompt strict, %", *heads, "Instruction strict, %", *heads)
+    cost_rows = []
+    for model, method in _methods(study):
+        cost = _costs(study, model, method)
+        shown = tuple(amount(cost.get(c)) for c in ("steps", "tokens_trained", "tokens_generated", "seconds"))
+        cost_rows.append((*_model_cell(study, model), study.label(method), *shown))
+    cost_columns = (*_model_column(study), "Method", "Steps", "Tokens trained", "Tokens generated", "Seconds")
+    blocks = [
+        Block(columns, tuple(sections)),
+        Block(cost_columns, (("", tuple(cost_rows)),), title="Cost of each method, stages before it included"),
+    ]
+    return make_table(1, "Methods and evaluations", blocks, records, (_interval_note(study), _table1_note()))
+
+
+def _sizes(study: Study, of: Evaluation, judged: list[int]) -> str:
+    """How many prompts stand behind a section, and how many could not be judged."""
+    frame = study.answers[(study.answers["task"] == of.task) & (study.answers["variant"] == MAIN)]
+    asked = (
+        frame["prompt_id"].nunique() if of.group == "all" else frame[frame["group"] == of.group]["prompt_id"].nunique()
+    )
+    fewest = min((size for size in judged if size), default=0)
+    return f"{asked} prompts" + (f", {asked - fewest} of them not computed" if fewest < asked else "")
+
+
+def _table1_row(study: Study, model: str, method: str, of: Evaluation) -> tuple[dict[str, Any], tuple[str, ...]]:
+    seeds = len(study.evaluations(model, method))
+    record: dict[str, Any] = {
+        "model": model,
+        "method": method,
+        "label": study.label(method),
+        "task": of.task,
+        "group": of.group,
+    }
+    record |= {"num_seeds": seeds, "num_prompts": 0}
+    cells: list[str] = []
+    for metric in METRICS:
+        estimate = comparisons.accuracy(study, model, method, of, metric)
+        record["num_prompts"] = max(record["num_prompts"], estimate.n)
+        record |= fields(estimate, metric)
+        if metric.endswith("strict"):
+            cells.append(percent(estimate))
+        for other in (BASE, BASELINE):
+            compared = other != method and other in study.methods(model)
+            gap = (
+                comparisons.difference(study, model, method, other, of, metric)
+                if compared and metric.endswith("strict")
+                else stats.EMPTY
+            )
+            if metric.endswith("strict"):
+                empty = {f"{metric}_minus_{other}_p": None, f"{metric}_minus_{other}_test": None}
+                record |= empty | fields(gap, f"{metric}_minus_{other}")
+                cells.append(points(gap))
+    return record | _costs(study, model, method), tuple(cells)
+
+
+def _interval_note(study: Study) -> str:
+    several = any(len(study.evaluations(model, method)) > 1 for model, method in _methods(study))
+    how = (
+        "two-way t intervals over seeds x prompts"
+        if several
+        else (
+            "one training seed, so that they say nothing of other seeds: Wilson's for prompts, BCa bootstrap over"
+            " prompts for the rest"
+        )
+    )
+    return f"Brackets: {study.claims.confidence:.0%} intervals ({how})."
+
+
+def _table1_note() -> str:
+    return (
+        "Differences are paired by prompt, in percentage points; p by McNemar's exact test (one seed, prompts), by"
+        " exchanging the two systems within prompts (one seed, instructions) or by the two-way t test (several seeds). They are not adjusted for the number of comparisons; Table 2's"
+        " are. Prompts whose verdict could not be computed are left out, never counted as failed. Loose accuracies and"
+        " the crossed bootstrap stand in the csv."
+    )
+
+
+def table2(study: Study) -> Table:
+    """The paper's claims: what was measured here, the tolerance fixed beforehand, the verdict."""
+    records, rows = [], []
+    for row in findings(study):
+        adjusted = f"; Holm {p_value(row.p_holm)}" if math.isfinite(row.p_holm) else ""
+        title = study.models.get(row.model, row.model)
+        shown = row.verdict + (f": {row.reason}" if row.reason else "")
+        rows.append(
+            (
+                row.claim,
+                *((title,) if len(study.models) > 1 else ()),
+                f"{row.statement} {row.source}",
+                row.measured + adjusted,
+                row.tolerance,
+                shown,
+            )
+        )
+        records.append(
+            {
+                "claim": row.claim,
+                "model": row.model,
+                "statement": row.statement,
+                "source": row.source,
+                "measured": row.measured,
+                "unit": row.unit,
+                **fields(row.quantity, "quantity"),
+                "quantity_p": row.quantity.p,
+                "p_holm": row.p_holm,
+                "margin": row.margin,
+                "tolerance": row.tolerance,
+                "verdict": row.verdict,
+                "reason": row.reason,
+            }
+        )
+    columns = (
+        "Claim",
+        *_model_column(study),
+        "Statement",
+        "Measured here",
+        "Tolerance, fixed before the run",
+        "Verdict",
+    )
+    widths = (0.06, *((0.10,) if len(study.models) > 1 else ()), 0.24, 0.28, 0.14, 0.16)
+    notes = (
+        (
+            "[A] the abstract on arXiv (2509.25148), [O] the abstract and public reviews on OpenReview (KxSBc0ESFU)."
+            " Supported: the whole interval lies above the tolerance and Holm's adjusted p is small enough; not"
+            " supported: the whole interval lies below it; inconclusive: neither; not run: not measured in this study."
+        ),
+    )
+    return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)
+
+
+def table3(study: Study) -> Table:
+    """Accuracy per constraint kind on the held-out prompts."""
+    instructions = _instructions(study)
+    records, sections = [], []
+    methods = list(dict.fromkeys(method for _, method in _methods(study)))
+    for model in study.models:
+        of_model = instructions[instructions["model"] == model]
+        shown_in_training = set(of_model.loc[of_model["group"] == "seen", "kind"])
+        rows: dict[str, list[tuple[str, ...]]] = {"seen in training": [], "not seen in training": []}
+        for kind in sorted(set(of_model["kind"])):
+            seen = "seen in training" if kind in shown_in_training else "not seen in training"
+            cells, count = [], 0
+            for method in methods:
+                hits = of_model.loc[(of_model["kind"] == kind) & (of_model["method"] == method), "followed"]
+                count = max(count, len(hits))
+                estimate = _proportion(study, hits)
+                cells.append(plain_number(100 * estimate.value, 1) or NO_CELL)
+                records.append(
+                    {
+                        "model": model,
+                        "kind": kind,
+                        "seen": kind in shown_in_training,
+                        "method": method,
+                        "num_instructions": len(hits),
+                    }
+                    | fields(estimate, "inst_strict")
+                )
+            rows[seen].append((kind, str(count), *cells))
+        for heading, found in rows.items():
+            prefix = f"{study.models[model]}, " if len(study.models) > 1 else ""
+            if found:
+                sections.append((f"{prefix}kinds {heading}", tuple(found)))
+    columns = ("Constraint kind", "Instructions", *(study.label(method) for method in methods))
+    notes = (
+        (
+            "Share of instructions followed (strict), %. Few instructions stand behind a kind; Wilson's intervals are"
+            " in the csv."
+        ),
+    )
+    return make_table(
+        3, "Accuracy per constraint kind, held-out prompts", [Block(columns, tuple(sections))], records, notes
+    )
+
+
+def _instructions(study: Study) -> pd.DataFrame:
+    """One row an instruction of the main held-out evaluations whose verdict is known."""
+    frame = study.answers[(study.answers["task"] == "heldout") & (study.answers["variant"] == MAIN)]
+    rows = [
+        {"model": model, "method": method, "group": group, "kind": kind, "followed": float(followed)}
+        for model, method, group, kinds, strict in zip(
+            frame["model"], frame["method"], frame["group"], frame["kinds"], frame["strict"], strict=True
+        )
+        for kind, followed in zip(kinds, strict, strict=True)
+        if followed is not None
+    ]
+    return pd.DataFrame(rows, columns=["model", "method", "group", "kind", "followed"])
+
+
+def _proportion(study: Study, hits: pd.Series) -> Estimate:
+    if hits.empty:
+        return stats.EMPTY
+    low, high = stats.wilson(int(hits.sum()), len(hits), confidence=study.claims.confidence)
+    return Estimate(float(hits.mean()), low, high, len(hits), "Wilson")
+
+
+def table4(study: Study) -> Table:
+    """Length and log-prob of the held-out answers, and their distance to the expert's."""
+    records, summary, apart = [], [], []
+    for model in study.models:
+        if len(study.models) >= 1 and study.methods(model):
+            summary.append(_expert_row(study, model, records))
+        for method in study.methods(model):
+            record: dict[str, Any] = {"model": model, "method": method, "label": study.label(method)}
+            length = comparisons.mean(study, model, method, "num_tokens")
+            cut = comparisons.mean(study, model, method, "truncated")
+            logprobs = [comparisons.mean(study, model, method, c) for c in ("logprob_base", "logprob_trained")]
+            record |= {"num_prompts": length.n} | fields(length, "mean_tokens") | fields(cut, "truncated_share")
+            record |= fields(logprobs[0], "mean_logprob_base") | fields(logprobs[1], "mean_logprob_trained")
+            label = (*_model_cell(study, model), study.label(method))
+            shown = (with_interval(e.value, e.low, e.high, 3) or NO_CELL for e in logprobs)
+            summary.append(
+                (*label, with_interval(length.value, length.low, length.high, 1) or NO_CELL, percent(cut), *shown)
+            )
+            cells: list[str] = []
+            for column in COLUMNS:
+                wasserstein, ks = comparisons.distances(study, model, method, column)
+                record |= fields(wasserstein, f"wasserstein_{column}") | fields(ks, f"ks_{column}")
+                digits = 1 if column == "num_tokens" else 3
+                cells.append(with_interval(wasserstein.value, wasserstein.low, wasserstein.high, digits) or NO_CELL)
+                cells.append(with_interval(ks.value, ks.low, ks.high, 2) or NO_CELL)
+            records.append(record)
+            apart.append((*label, *cells))
+    name = (*_model_column(study), "Method")
+    blocks = [
+        Block(
+            (
+                *name,
+                "Mean length, tokens",
+                "Cut at the cap, %",
+                "Log-prob under base, nats",
+                "Log-prob under trained, nats",
+            ),
+            (("", tuple(summary)),),
+            title="Held-out answers",
+        ),
+        Block(
+            (*name, "Length: W, tokens", "KS", "Log-prob under base: W, nats", "KS", "Under trained: W, nats", "KS"),
+            (("", tuple(apart)),),
+            title="Distance to the expert's distribution",
+        ),
+    ]
+    notes = (
+        (
+            f"Answers are capped at {study.index['max_new_tokens']} new tokens. Log-probs are means over the tokens of"
+            " an answer. W: Wasserstein-1 distance; KS: Kolmogorov-Smirnov distance; over prompts that have a"
+            " demonstration. Intervals resample prompts: at each end the wider of percentile and basic bootstrap,"
+            " since resampling overstates small distances."
+        ),
+    )
+    return make_table(4, "Distributions against the expert's, held-out prompts", blocks, records, notes)
+
+
+def _expert_row(study: Study, model: str, records: list[dict[str, Any]]) -> tuple[str, ...]:
+    method = BASE if BASE in study.methods(model) else study.methods(model)[0]
+    length = comparisons.expert_mean(study, model, method, "num_tokens")
+    logprob = comparisons.expert_mean(study, model, method, "logprob_base")
+    records.append(
+        {"model": model, "method": "expert", "label": "Expert", "num_prompts": length.n}
+        | fields(length, "mean_tokens")
+        | fields(logprob, "mean_logprob_base")
+    )
+    shown = with_interval(length.value, length.low, length.high, 1) or NO_CELL
+    return (
+        *_model_cell(study, model),
+        "Expert",
+        shown,
+        NO_CELL,
+        with_interval(logprob.value, logprob.low, logprob.high, 3) or NO_CELL,
+        NO_CELL,
+    )
+
+
+def table6(study: Study) -> Table:
+    """Ablations: every variant against the main run of the same method."""
+    of = (
+        Evaluation("development", "all", "Development")
+        if "development" in study.index["tasks"]
+        else comparisons.evaluations(study)[0]
+    )
+    records, rows = [], []
+    variants = dict.fromkeys(
+        (e["model"], e["method"], e["variant"]) for e in study.index["evaluations"] if e["variant"] != MAIN
+    )
+    for model, method, variant in sorted(variants):
+        accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
+        gap = stats.EMPTY
+        if study.evaluations(model, method):
+            gap = comparisons.difference(study, model, method, method, of, "prompt_strict", variant=variant)
+        length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
+        cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
+        last = _last_metrics(study, model, method, variant)
+        records.append(
+            {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
+            | fields(accuracy, "prompt_strict")
+            | fields(gap, "prompt_strict_minus_main")
+            | fields(length, "mean_tokens")
+            | fields(cut, "truncated_share")
+            | last
+        )
+        shown = (plain_number(length.value, 1) or NO_CELL, plain_number(100 * cut.value, 1) or NO_CELL)
+        ends = tuple(plain_number(last[key], 3) or NO_CELL for key in ("kl/start_nats", "entropy/mean_nats"))
+        rows.append(
+            (*_model_cell(study, model), study.label(method), variant, percent(accuracy), points(gap), *shown, *ends)
+        )
+    columns = (
+        *_model_column(study),
+        "Method",
+        "Variant",
+        f"{of.title}, prompt strict, %",
+        "− main run, points",
+        "Mean length, tokens",
+        "Cut, %",
+        "KL to start, nats",
+        "Entropy, nats",
+    )
+    notes = (_interval_note(study), "KL and entropy: last recorded value of training, mean over seeds.")
+    return make_table(6, "Ablations", [Block(columns, (("", tuple(rows)),))], records, notes)
+
+
+def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[str, float]:
+    frame = study.metrics
+    chosen = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["variant"] == variant)]
+    last = {}
+    for key in ("kl/start_nats", "entropy/mean_nats"):
+        known = chosen[chosen[key].notna()] if key in chosen else chosen.iloc[:0]
+        last[key] = float(known.groupby("seed")[key].last().astype(float).mean()) if len(known) else math.nan
+    return last
+
+
+def all_tables(study: Study) -> list[Table]:
+    """Every table of the study in order."""
+    tables = [table1(study), table2(study), table3(study), table4(study), table5(study)]
+    return [*tables, table6(study)] if has_ablations(study.index) else tables
+
+
+def main(root: Path, output: Path) -> None:
+    """Read the study below `root` and write its tables into `output`."""
+    for table in all_tables(read_study(root)):
+        write_table(table, output)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write all tables of a study.")
+    parser.add_argument("root", type=Path, help="folder with study.json")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tables")
+    arguments = parser.parse_args()
+    run_guarded(lambda: main(arguments.root, arguments.output))

@@ -1,0 +1,162 @@
+"""From sequences to micro-batches: which tokens each term sees, global counts, padded or packed layouts.
+
+The terms work on completion tokens laid end to end (suffix T), so padding and packing differ only in how the
+decoder is called. Packed, a prompt stands once in a row and all its answers behind it: each answer sees the prompt
+and itself, and its positions go on from the prompt's. Micro-batches change speed, never the result beyond float error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uniapl.records import TokenSequence
+
+ROLLOUT_TERMS = ("grpo", "adv", "kl")
+
+
+@dataclass
+class MicroBatch:
+    """Inputs of one forward and backward. Suffixes: B rows, S positions of a row, T completion tokens end to end."""
+
+    input_ids_BS: Tensor
+    position_ids_BS: Tensor
+    attention_mask: Tensor  # padded: [B, S], 1 on tokens; packed: [B, 1, S, S], True where a query sees a key
+    predicting_T: Tensor  # index into the flattened [B, S] of the position whose state predicts each token
+    targets_T: Tensor
+    weights_T: dict[str, Tensor]  # per term: 0 off the term, else the normalisation's weight
+    advantages_T: Tensor
+    adversarial_T: Tensor
+    sampler_logprobs_T: Tensor
+
+    def select(self, term: str) -> Tensor:
+        """Tokens on which a term acts, bool [T]."""
+        return self.weights_T[term] > 0
+
+
+def token_weight(sequence: TokenSequence, term: str, *, normalization: str, max_new_tokens: int) -> float:
+    """Weight of each token of a sequence in a term's sum: 1, or 1 / |o| (grpo), or 1 / L_max (dr_grpo)."""
+    if term not in sequence.terms:
+        return 0.0
+    if term == "sft" or normalization == "dapo":
+        return 1.0
+    return 1.0 / (len(sequence.completion_ids) if normalization == "grpo" else max_new_tokens)
+
+
+def term_counts(sequences: Sequence[TokenSequence], *, normalization: str) -> dict[str, float]:
+    """This rank's share of the denominators: demonstration tokens, and rollout tokens (dapo) or rollouts.
+
+    Counts all sequences of the step, also those that are left out of the forward. To be summed over ranks once.
+    """
+    rollouts = [s for s in sequences if "sft" not in s.terms]
+    num_rollouts = sum(len(s.completion_ids) for s in rollouts) if normalization == "dapo" else len(rollouts)
+    num_sft = sum(len(s.completion_ids) for s in sequences if "sft" in s.terms)
+    return {"sft": float(num_sft), **{term: float(num_rollouts) for term in ROLLOUT_TERMS}}
+
+
+def needs_gradient(sequence: TokenSequence, coefficients: Mapping[str, float]) -> bool:
+    """False where every coefficient x advantage on a sequence is 0: its forward can be left out (speed only)."""
+    return (
+        ("sft" in sequence.terms and coefficients["sft"] > 0)
+        or ("grpo" in sequence.terms and coefficients["grpo"] > 0 and sequence.advantage != 0)
+        or ("adv" in sequence.terms and coefficients["adv"] > 0 and sequence.adversarial_advantage != 0)
+        or ("kl" in sequence.terms and coefficients["kl"] > 0)
+    )
+
+
+Row = list[TokenSequence]  # packed: sequences with the same prompt; padded: one sequence
+
+
+def _rows(sequences: Sequence[TokenSequence], *, packing: bool, most_tokens: int | None) -> list[Row]:
+    """Rows in order of first appearance; a packed row longer than `most_tokens` is broken up, its prompt repeated."""
+    if not packing:
+        return [[sequence] for sequence in sequences]
+    rows: list[Row] = []
+    open_row: dict[tuple[int, ...], Row] = {}
+    for sequence in sequences:
+        row = open_row.get(tuple(sequence.prompt_ids))
+        if row is None or (most_tokens and _length(row) + len(sequence.completion_ids) > most_tokens):
+            row = open_row[tuple(sequence.prompt_ids)] = []
+            rows.append(row)
+        row.append(sequence)
+    return rows
+
+
+def _length(row: Row) -> int:
+    return len(row[0].prompt_ids) + sum(len(s.completion_ids) for s in row)
+
+
+def split(sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: bool) -> Iterator[list[TokenSequence]]:
+    """Group sequences into micro-batches of at most `micro_tokens` positions, padding counted (at least one row).
+
+    Rows of like length go together. The order inside a micro-batch is the order of its completion tokens in `layout`.
+    """
+    group: list[Row] = []
+    for row in sorted(_rows(sequences, packing=packing, most_tokens=micro_tokens), key=lambda row: -_length(row)):
+        if group and (len(group) + 1) * _length(group[0]) > micro_tokens:
+            yield [sequence for full in group for sequence in full]
+            group = []
+        group.append(row)
+    if group:
+        yield [sequence for full in group for sequence in full]
+
+
+def layout(
+    sequences: Sequence[TokenSequence], *, packing: bool, normalization: str, max_new_tokens: int, device: torch.device
+) -> MicroBatch:
+    """Lay sequences out for one forward: right-padded rows of one sequence each, or of a prompt and its answers."""
+    rows = _rows(sequences, packing=packing, most_tokens=None)
+    width = max(_length(row) for row in rows)
+    input_ids_BS = torch.zeros(len(rows), width, dtype=torch.long)
+    position_ids_BS = torch.zeros(len(rows), width, dtype=torch.long)
+    branch_BS = torch.full((len(rows), width), -1)  # 0 the prompt, 1.. its answers, -1 padding
+    predicting = []
+    for b, row in enumerate(rows):
+        prompt = row[0].prompt_ids
+        end = len(prompt)
+        input_ids_BS[b, :end] = torch.tensor(prompt)
+        position_ids_BS[b, :end] = torch.arange(end)
+        branch_BS[b, :end] = 0
+        for branch, sequence in enumerate(row, start=1):
+            start, length = end, len(sequence.completion_ids)
+            end = start + length
+            input_ids_BS[b, start:end] = torch.tensor(sequence.completion_ids, dtype=torch.long)
+            position_ids_BS[b, start:end] = torch.arange(len(prompt), len(prompt) + length)
+            branch_BS[b, start:end] = branch
+            before = [len(prompt) - 1, *range(start, end - 1)]  # the first token is predicted by the prompt's last
+            predicting.append(b * width + torch.tensor(before[:length], dtype=torch.long))
+    ordered = [sequence for row in rows for sequence in row]
+    lengths_B = torch.tensor([len(s.completion_ids) for s in ordered])
+
+    def per_token(values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32).repeat_interleave(lengths_B).to(device)
+
+    def weights(term: str) -> Tensor:
+        weigh = {"normalization": normalization, "max_new_tokens": max_new_tokens}
+        return per_token(token_weight(s, term, **weigh) for s in ordered)
+
+    sampler = [value for s in ordered for value in (s.sampler_logprobs or [0.0] * len(s.completion_ids))]
+    return MicroBatch(
+        input_ids_BS=input_ids_BS.to(device),
+        position_ids_BS=position_ids_BS.to(device),
+        attention_mask=(_sees(branch_BS) if packing else (branch_BS >= 0).long()).to(device),
+        predicting_T=torch.cat(predicting).to(device),
+        targets_T=torch.tensor([token for s in ordered for token in s.completion_ids], dtype=torch.long, device=device),
+        weights_T={term: weights(term) for term in ("sft", *ROLLOUT_TERMS)},
+        advantages_T=per_token(s.advantage for s in ordered),
+        adversarial_T=per_token(s.adversarial_advantage for s in ordered),
+        sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32, device=device),
+    )
+
+
+def _sees(branch_BS: Tensor) -> Tensor:
+    """Bool [B, 1, S, S]: a token sees earlier ones of the prompt and of its own answer; padding sees itself alone."""
+    width = branch_BS.shape[1]
+    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
+    causal_SS = torch.ones(width, width, dtype=torch.bool).tril()
+    related_BSS = (key_B1S == query_BS1) | ((key_B1S == 0) & (query_BS1 > 0))
+    padding_BSS = (query_BS1 < 0) & ~torch.eye(width, dtype=torch.bool)
+    return (related_BSS & causal_SS & ~padding_BSS)[:, None]

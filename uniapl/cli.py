@@ -1,0 +1,156 @@
+"""Small commands over the rooms. `uniapl sample --run DIR` shows what a trained model answers.
+
+DIR is a run directory, results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>. Answers are greedy, as in
+evaluation, and come from the transformers sampler, which starts fastest for a few prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.text import Text
+
+from uniapl.config import SamplerSpec
+from uniapl.entry import run_guarded
+from uniapl.provenance import content_hash, read_config, read_manifest
+from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands over the results of the uniapl suite.")
+
+TEACHER_KEYS = ("scale", "model", "data", "sampler", "teacher")  # what names the directory of demonstrations
+
+
+class Split(StrEnum):
+    """Prompts to show: held-out, or development."""
+
+    heldout = "heldout"
+    development = "development"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer with its verdict for each constraint; None where a constraint could not be judged."""
+
+    text: str
+    followed: tuple[bool | None, ...]
+    truncated: bool
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `sample` a named command while it is the only one."""
+
+
+def root_of(run: Path) -> Path:
+    """results/<scale> of a run directory. Raise ValueError where the directory is not one."""
+    run = run.resolve()
+    if not run.name.startswith("seed") or len(run.parents) < 5 or run.parents[3].name != "runs":
+        raise ValueError(f"{run} is no run directory; it looks like results/laptop/runs/<model>/<path>/<name>/seed0")
+    return run.parents[4]
+
+
+def spread(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
+    """`num` prompts, evenly spaced, so that seen and unseen constraint kinds both appear."""
+    if num >= len(prompts):
+        return list(prompts)
+    return [prompts[index * len(prompts) // num] for index in range(num)]
+
+
+def demonstrations_of(root: Path, config: dict[str, Any]) -> dict[str, Demonstration]:
+    """The expert's first answers of the study that a run belongs to, by prompt id."""
+    name = f"{config['model']['name']}-{content_hash({key: config[key] for key in TEACHER_KEYS})}"
+    found = read_demonstrations(root / "demonstrations" / name / "demonstrations.jsonl")
+    return {demonstration.prompt_id: demonstration for demonstration in found if demonstration.take == 0}
+
+
+def answers_of(run: Path, config: dict[str, Any], prompts: Sequence[Prompt]) -> list[Answer]:
+    """Greedy answers of a run's trained model, judged by the verifiers."""
+    from transformers import AutoTokenizer
+
+    from uniapl import chat
+    from uniapl.constraints import verify
+    from uniapl.sampler import make_sampler
+
+    spec = SamplerSpec.model_validate(config["sampler"] | {"kind": "hf"})
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    sampler = make_sampler(spec, run / "model", dtype="float32")
+    try:
+        samples = sampler.generate(
+            [chat.prompt_ids(tokenizer, prompt.text) for prompt in prompts],
+            seeds=[0] * len(prompts),
+            max_new_tokens=config["data"]["max_new_tokens"],
+            temperature=0.0,
+        )
+    finally:
+        sampler.close()
+    answers = []
+    for prompt, sample in zip(prompts, samples, strict=True):
+        text = chat.completion_text(tokenizer, sample.token_ids)
+        verdict = verify(prompt.constraints, text)
+        answers.append(Answer(text, verdict.followed, sample.finish_reason == "length"))
+    return answers
+
+
+def verdict_lines(constraints: Sequence[Constraint], followed: Sequence[bool | None]) -> Text:
+    """One line a constraint: whether it holds, its words, its kind."""
+    marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}
+    lines = Text()
+    for constraint, holds in zip(constraints, followed, strict=True):
+        mark, style = marks[holds]
+        lines.append(f"{mark} ", style=style)
+        lines.append(f"{constraint.text or constraint.kind}  ")
+        lines.append(f"[{constraint.kind}]\n", style="dim")
+    return lines
+
+
+def panel(title: str, text: str, constraints: Sequence[Constraint], followed: Sequence[bool | None]) -> Panel:
+    """One answer above its verdicts."""
+    return Panel(Group(Text(text), Text(""), verdict_lines(constraints, followed)), title=title, title_align="left")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Option(help="Run directory: results/<scale>/runs/<model>/<path>/<name>/seed<k>.")],
+    num: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 5,
+    split: Annotated[Split, typer.Option(help="Which prompts.")] = Split.heldout,
+) -> None:
+    """Show a trained model's answers with the verdict on each constraint, beside the expert's."""
+    run_guarded(lambda: show_answers(run, num=num, split=split.value))
+
+
+def show_answers(run: Path, *, num: int, split: str) -> None:
+    """Print prompts, the trained model's answers and the expert's. Raise ValueError for an unfinished run."""
+    from uniapl.data import read_prompts
+
+    root, config = root_of(run), read_config(run)
+    read_manifest(run)
+    prompts = spread(read_prompts(root / "data" / content_hash({"data": config["data"]}) / f"{split}.jsonl"), num)
+    demonstrations = demonstrations_of(root, config)
+    console = Console()
+    method = ".".join(stage["name"] for stage in config["path"])
+    for prompt, answer in zip(prompts, answers_of(run, config, prompts), strict=True):
+        console.rule(f"{prompt.id} ({prompt.group} constraint kinds)")
+        console.print(Text(prompt.text, style="bold"))
+        title = f"{method}, cut at {config['data']['max_new_tokens']} tokens" if answer.truncated else method
+        console.print(panel(title, answer.text, prompt.constraints, answer.followed))
+        expert = demonstrations.get(prompt.id)
+        if expert is None:
+            console.print(Text(f"no expert answer to this {split} prompt", style="dim"))
+        else:
+            console.print(panel("expert", expert.text, prompt.constraints, expert.followed))
+
+
+def main() -> None:
+    """Entry point of the console script `uniapl`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,343 @@
+"""The fixed discriminator D(x, y*, y): how much an answer behaves like the expert's reference answer.
+
+Paper (reviews): POLAR, which scores a candidate trajectory against a reference trajectory, kept fixed during RL. Its
+contract holds here: texts in, unbounded scores out, higher = closer to the expert's behaviour. At laptop scale a small
+head reads pooled states of the frozen base model for candidate and reference; it is trained once with a Bradley-Terry
+loss, -log sigmoid(s(positive) - s(negative)). A positive is a second, independent demonstration of the same prompt,
+never the reference itself; a negative is a raw draft of the base model for that prompt. Prompts for the head, for its
+AUC and for RL are disjoint.
+`python -m uniapl.discriminator DIR --model MODELDIR --data DATADIR --demonstrations DEMODIR`
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, gelu, logsigmoid
+from transformers import AutoModel, DynamicCache
+
+from uniapl import chat, models
+from uniapl.config import DataSpec, DiscriminatorSpec
+from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
+from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
+from uniapl.entry import run_stage
+from uniapl.provenance import read_manifest, write_manifest
+from uniapl.records import Demonstration, Prompt, read_demonstrations, read_jsonl
+from uniapl.seeding import stream, stream_seed
+
+HEAD_FILE = "head.safetensors"
+PAIRS_PER_STEP = 32  # Bradley-Terry pairs in one step of AdamW on the head
+USABLE_AUC = 0.6  # below it, without length, the report says that the adversarial term carries no usable signal
+
+
+class FrozenStates:
+    """The base model's first layers, and the pooled states of answers after their rendered prompt."""
+
+    def __init__(self, model_directory: Path, *, layer: int, micro_batch_tokens: int, dtype: str) -> None:
+        weights = models.weights_directory(model_directory)
+        model = AutoModel.from_pretrained(weights, dtype=getattr(torch, dtype), local_files_only=True)
+        if layer > len(model.layers):
+            raise ValueError(
+                f"discriminator.layer = {layer}: the model has {len(model.layers)} layers; choose at most that"
+            )
+        model.layers = model.layers[:layer]
+        model.norm = torch.nn.Identity()  # the final norm belongs to the last layer's states
+        model.config.num_hidden_layers = layer
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = models.load_tokenizer(weights)
+        self.micro_batch_tokens = micro_batch_tokens
+
+    @torch.inference_mode()
+    def pool(self, prompt: str, texts: Sequence[str]) -> Tensor:
+        """Pooled states of texts as answers to one user text: (len(texts), 2D), float32.
+
+        The first D are the mean over the answer's tokens, the last D the end token's.
+
+        The prompt is run once for all. The end token is appended to every text, cut ones too, so that an empty
+        text has a state and its presence tells nothing.
+        """
+        prompt_ids = torch.tensor([chat.prompt_ids(self.tokenizer, prompt)])
+        prefix = DynamicCache(config=self.model.config)
+        self.model(input_ids=prompt_ids, past_key_values=prefix, use_cache=True)
+        ids = [chat.completion_ids(self.tokenizer, text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        pooled: list[Tensor] = [torch.empty(0)] * len(ids)
+        for batch in self._batches([len(ids[index]) for index in order]):
+            members = order[batch]
+            for index, state in zip(members, self._pool_batch(prefix, [ids[i] for i in members]), strict=True):
+                pooled[index] = state
+        return torch.stack(pooled)
+
+    def _batches(self, lengths: list[int]) -> list[slice]:
+        """Cut rising lengths into runs whose padded size fits micro_batch_tokens (at least one sequence each)."""
+        batches, start = [], 0
+        for stop in range(1, len(lengths) + 1):
+            if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > self.micro_batch_tokens:
+                batches.append(slice(start, stop))
+                start = stop
+        return batches
+
+    def _pool_batch(self, prefix: DynamicCache, ids: list[list[int]]) -> Tensor:
+        longest = max(len(row) for row in ids)
+        # Padding stands on the right: under a causal mask no real token sees it, so that any id does.
+        ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(len(ids))
+        states_BTD = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).last_hidden_state.float()
+        lengths_B = torch.tensor([len(row) for row in ids])
+        mask_BT = torch.arange(longest)[None] < lengths_B[:, None]
+        mean_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
+        last_BD = states_BTD[torch.arange(len(ids)), lengths_B - 1]
+        return torch.cat([mean_BD, last_BD], dim=-1)
+
+
+def fit_projection(states_ND: Tensor, num_components: int) -> dict[str, Tensor]:
+    """Fixed statistics of states and their first principal components, scaled to unit variance on these states."""
+    mean_D, std_D = states_ND.mean(0), states_ND.std(0).clamp_min(1e-6)
+    _, values, axes = torch.linalg.svd((states_ND - mean_D) / std_D, full_matrices=False)
+    kept = min(num_components, int((values > 1e-4 * values[0]).sum()))
+    scale = (len(states_ND) - 1) ** 0.5 / values[:kept]
+    return {"state_mean": mean_D, "state_std": std_D, "projection": (axes[:kept] * scale[:, None]).T.contiguous()}
+
+
+def project(head: dict[str, Tensor], states_ND: Tensor) -> Tensor:
+    """Pooled states in the head's own coordinates."""
+    return (states_ND - head["state_mean"]) / head["state_std"] @ head["projection"]
+
+
+def pair_features(candidates_NC: Tensor, references_NC: Tensor) -> Tensor:
+    """What the head reads: [c, r, |c - r|, c * r, cos(c, r)], N rows."""
+    cosine_N1 = cosine_similarity(candidates_NC, references_NC, dim=-1)[:, None]
+    difference_NC, product_NC = (candidates_NC - references_NC).abs(), candidates_NC * references_NC
+    return torch.cat([candidates_NC, references_NC, difference_NC, product_NC, cosine_N1], dim=-1)
+
+
+def head_scores(head: dict[str, Tensor], candidates_NC: Tensor, references_NC: Tensor) -> Tensor:
+    """One score a row, from projected states: a standardised linear map, one hidden layer, one number."""
+    features_NF = (pair_features(candidates_NC, references_NC) - head["feature_mean"]) / head["feature_std"]
+    hidden_NW = gelu(features_NF @ head["hidden_weight"] + head["hidden_bias"])
+    return hidden_NW @ head["output_weight"]
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One Bradley-Terry pair: row numbers of reference, positive and negative in one table of states."""
+
+    reference: int
+    positive: int
+    negative: int
+
+
+def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: DiscriminatorSpec) -> dict[str, Tensor]:
+    """Fit the head: minimise the mean of -log sigmoid(s(positive) - s(negative)) with AdamW on the CPU."""
+    head = fit_projection(states_ND, spec.num_components)
+    rows_NC = project(head, states_ND)
+    references, positives, negatives = (
+        rows_NC[[getattr(triple, name) for triple in triples]] for name in ("reference", "positive", "negative")
+    )
+    features_NF = torch.cat([pair_features(positives, references), pair_features(negatives, references)])
+    head["feature_mean"], head["feature_std"] = features_NF.mean(0), features_NF.std(0).clamp_min(1e-6)
+
+    generator = torch.Generator().manual_seed(stream_seed(spec.seed, "discriminator", "head") % 2**31)
+    num_features = features_NF.shape[1]
+    weights = {
+        "hidden_weight": torch.randn(num_features, spec.width, generator=generator) / num_features**0.5,
+        "hidden_bias": torch.zeros(spec.width),
+        "output_weight": torch.randn(spec.width, generator=generator) / spec.width**0.5,
+    }
+    head |= {name: weight.requires_grad_(True) for name, weight in weights.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    for _ in range(spec.epochs):
+        for chosen in torch.randperm(len(triples), generator=generator).split(PAIRS_PER_STEP):
+            margin = head_scores(head, positives[chosen], references[chosen])
+            margin = margin - head_scores(head, negatives[chosen], references[chosen])
+            optimizer.zero_grad()
+            (-logsigmoid(margin).mean()).backward()
+            optimizer.step()
+    return {name: tensor.detach() for name, tensor in head.items()}
+
+
+# DEVIATION: discriminator: a head over the frozen base model's states instead of POLAR; fixed, as in the paper.
+class Discriminator:
+    """D with its fixed b (`shift`) and tau (`scale`): B_k comes from log sigmoid((s_k - b) / tau)."""
+
+    def __init__(self, states: FrozenStates, head: dict[str, Tensor], *, shift: float, scale: float) -> None:
+        self.states, self.head, self.shift, self.scale = states, head, shift, scale
+        self._references: dict[tuple[str, str], Tensor] = {}
+
+    def score(self, prompts: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
+        """Score candidates against references, all for user texts `prompts`; higher = closer to the expert.
+
+        Only candidates are run on every call. References are run one by one, so that a score does not depend on
+        which calls came before.
+        """
+        if not len(prompts) == len(references) == len(candidates):
+            raise ValueError(
+                f"score needs lists of one length, got {len(prompts)}, {len(references)}, {len(candidates)}"
+            )
+        rows_of: dict[str, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            rows_of[prompt].append(row)
+        scores = [0.0] * len(prompts)
+        for prompt, rows in rows_of.items():
+            reference_states = torch.stack([self._reference(prompt, references[row]) for row in rows])
+            states = project(self.head, self.states.pool(prompt, [candidates[row] for row in rows]))
+            for row, score in zip(rows, head_scores(self.head, states, reference_states).tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _reference(self, prompt: str, reference: str) -> Tensor:
+        key = (prompt, reference)
+        if key not in self._references:
+            self._references[key] = project(self.head, self.states.pool(prompt, [reference]))[0]
+        return self._references[key]
+
+
+def load_discriminator(
+    directory: Path, model_directory: Path, spec: DiscriminatorSpec, *, compute: str
+) -> Discriminator:
+    """Load a trained discriminator. Raise ValueError where its directory was never finished."""
+    manifest = read_manifest(directory)
+    states = FrozenStates(
+        model_directory, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute
+    )
+    return Discriminator(states, load_file(directory / HEAD_FILE), shift=manifest["shift"], scale=manifest["scale"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """All texts of one prompt: two independent demonstrations and raw drafts of the base model."""
+
+    prompt: Prompt
+    demonstrations: tuple[Item, Item]
+    drafts: tuple[Item, ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return (*self.demonstrations, *self.drafts)
+
+
+def make_examples(
+    prompts: Sequence[Prompt],
+    demonstrations: Sequence[Demonstration],
+    samples: Sequence[dict[str, Any]],
+    *,
+    num_negatives: int | None,
+    seed: int,
+) -> list[Example]:
+    """Prompts with two different demonstrations and at least one raw draft.
+
+    A draft that a demonstration was made of, or that equals one, is no negative. `num_negatives` are drawn
+    per prompt; None keeps all.
+    """
+    takes = {(d.prompt_id, d.take): d for d in demonstrations}
+    drafts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for sample in samples:
+        drafts[sample["prompt_id"]].append(sample)
+    examples = []
+    for prompt in prompts:
+        first, second = takes.get((prompt.id, 0)), takes.get((prompt.id, 1))
+        if first is None or second is None or first.text == second.text:
+            continue
+        taken = {first.text, second.text, first.original, second.original}
+        raw = [s for s in drafts[prompt.id] if s["text"] not in taken]
+        if num_negatives is not None:
+            raw = stream(seed, "discriminator", "negatives", prompt.id).sample(raw, min(num_negatives, len(raw)))
+        if raw:
+            positives = (Item(first.text, first.num_tokens, False), Item(second.text, second.num_tokens, False))
+            negatives = tuple(Item(s["text"], s["num_tokens"], s["truncated"]) for s in raw)
+            examples.append(Example(prompt, positives, negatives))
+    return examples
+
+
+def make_triples(examples: Sequence[Example]) -> list[Triple]:
+    """Pairs of every example, both demonstrations taking turns as reference; rows count over all examples' items."""
+    triples, start = [], 0
+    for example in examples:
+        for reference, positive in ((0, 1), (1, 0)):
+            for negative in range(2, len(example.items)):
+                triples.append(Triple(start + reference, start + positive, start + negative))
+        start += len(example.items)
+    return triples
+
+
+def score_groups(head: dict[str, Tensor], states_ND: Tensor, examples: Sequence[Example]) -> list[Group]:
+    """Scores of every example's texts against each of its demonstrations; `states_ND` holds all items in order."""
+    groups, start = [], 0
+    for example in examples:
+        rows_NC = project(head, states_ND[start : start + len(example.items)])
+        for reference, positive in ((0, 1), (1, 0)):
+            chosen = [positive, *range(2, len(example.items))]
+            scores = head_scores(head, rows_NC[chosen], rows_NC[reference].expand(len(chosen), -1)).tolist()
+            groups.append(Group(example.prompt.id, tuple(example.items[i] for i in chosen), tuple(scores)))
+        start += len(example.items)
+    return groups
+
+
+def _pooled(states: FrozenStates, examples: Sequence[Example]) -> Tensor:
+    return torch.cat([states.pool(e.prompt.text, [item.text for item in e.items]) for e in examples])
+
+
+def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, demonstrations: Path) -> None:
+    """Train the head, measure it on prompts of its own, fix b and tau, and write the directory."""
+    started = time.monotonic()
+    spec, data_spec = DiscriminatorSpec(**config["discriminator"]), DataSpec(**config["data"])
+    prompts = read_prompts(data / "train.jsonl")
+    head_prompts, test_prompts = (
+        discriminator_prompts(prompts, data_spec),
+        discriminator_test_prompts(prompts, data_spec),
+    )
+    expert = read_demonstrations(demonstrations / "demonstrations.jsonl")
+    samples = [row for _, row in read_jsonl(demonstrations / "samples.jsonl")]
+    train = make_examples(head_prompts, expert, samples, num_negatives=spec.num_negatives, seed=spec.seed)
+    test = make_examples(test_prompts, expert, samples, num_negatives=None, seed=spec.seed)
+    for name, examples in (("num_discriminator", train), ("num_discriminator_test", test)):
+        if len(examples) < 2:
+            raise ValueError(
+                f"{demonstrations}: {len(examples)} prompts have two demonstrations and a draft; raise data.{name}"
+            )
+
+    states = FrozenStates(
+        model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=config["compute"]
+    )
+    triples, train_states = make_triples(train), _pooled(states, train)
+    head = train_head(train_states, triples, spec)
+    scoring = time.monotonic()
+    test_groups = score_groups(head, _pooled(states, test), test)
+    scoring_seconds = time.monotonic() - scoring
+    figures = measure(score_groups(head, train_states, train), test_groups, seed=spec.seed)
+    usable = figures["auc_without_length"] >= USABLE_AUC
+    shift, scale = shift_and_scale(test_groups)
+    outputs = figures | {
+        "usable": usable,
+        "shift": shift,
+        "scale": scale,
+        "num_prompts": len(train),
+        "num_test_prompts": len(test),
+        "num_prompts_without_pair": len(head_prompts) + len(test_prompts) - len(train) - len(test),
+        "num_pairs": len(triples),
+        "num_test_pairs": len(make_triples(test)),
+        "num_components": head["projection"].shape[1],
+        "seconds_per_text": round(scoring_seconds / sum(len(example.items) for example in test), 5),
+    }
+    save_file(head, directory / HEAD_FILE)
+    write_manifest(directory, config=config, outputs=outputs, seconds=time.monotonic() - started)
+    verdict = "usable" if usable else f"NOT usable: below {USABLE_AUC}"
+    print(
+        f"discriminator: AUC {outputs['auc']:.3f}, without length {outputs['auc_without_length']:.3f} ({verdict}), "
+        f"length alone {outputs['auc_length_only']:.3f}, on {len(test)} prompts",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main, "Train and measure the fixed discriminator.", inputs=("model", "data", "demonstrations"))

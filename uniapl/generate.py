@@ -1,0 +1,93 @@
+"""The prompt generator: a topic, a task that asks for a short answer, and 1 to 3 constraints that go together.
+
+Prompt i of a split is a function of (seed, split, i) and of the prompts before it (a text that already came is drawn
+again), so a longer split begins with the shorter one. Each split cycles through its constraint kinds.
+"""
+
+from __future__ import annotations
+
+import random
+
+from uniapl.config import DataSpec
+from uniapl.constraints.drawing import draw_constraints, kinds_of
+from uniapl.constraints.kinds import KINDS, LENGTH, SHAPE
+from uniapl.records import Constraint, Prompt
+from uniapl.seeding import stream
+from uniapl.topics import TOPICS
+
+# Tasks that leave length and shape open.
+FREE_FORMS = {
+    "note": "Write a short note about {topic}.",
+    "describe": "Briefly describe {topic} to someone who has never heard of it.",
+    "tip": "Give a beginner a short piece of advice about {topic}.",
+    "story": "Write a very short story about {topic}.",
+    "message": "Write a short message to a friend about {topic}.",
+    "like": "Say briefly what people like about {topic}.",
+    "fact": "Tell me something interesting about {topic}. Be brief.",
+    "problem": "Briefly describe a common problem with {topic} and how to solve it.",
+    "post": "Write a short social media post about {topic}.",
+    "opinion": "Share a short opinion about {topic}.",
+    "child": "Explain {topic} to a child in a few words.",
+    "why": "Explain briefly why {topic} can make people happy.",
+    "scene": "Describe a short scene that has to do with {topic}.",
+    "announcement": "Write a short announcement about {topic}.",
+    "memory": "Make up a short memory about {topic}.",
+    "plan": "Make a short plan that has to do with {topic}.",
+    "review": "Write a short review about {topic}.",
+    "compare": "Briefly compare {topic} with something else.",
+}
+# Tasks that fix how long the answer is.
+FIXED_FORMS = {
+    "sentence": "Write one sentence about {topic}.",
+    "two_sentences": "Describe {topic} in two sentences.",
+    "slogan": "Invent a slogan about {topic}.",
+    "headline": "Write a newspaper headline about {topic} and one sentence below it.",
+    "tiny_story": "Tell a story about {topic} in two sentences.",
+    "question": "Ask one good question about {topic} and answer it in one sentence.",
+    "greeting": "Write a greeting card text about {topic}. One or two sentences.",
+    "advice": "Give one piece of advice about {topic} in a single sentence.",
+    "names": "Suggest a name for a club about {topic} and say why in one sentence.",
+    "summary": "Sum up {topic} in one or two sentences.",
+}
+MOST_REDRAWS = 200
+
+
+def _open_in_length(constraints: tuple[Constraint, ...]) -> bool:
+    """True where the constraints prescribe no shape and no length, so that a task may."""
+    kinds = [(KINDS[one.kind], one.kwargs) for one in constraints]
+    return all(not kind.groups & {SHAPE, LENGTH} and kind.least_words(kwargs) <= 12 for kind, kwargs in kinds)
+
+
+def generate_prompt(rng: random.Random, spec: DataSpec, *, identity: str, split: str, group: str, first: str) -> Prompt:
+    """One prompt whose first constraint is of kind `first` wherever it fits the cap on new tokens."""
+    topic, words = rng.choice(list(TOPICS[split].items()))
+    constraints = draw_constraints(rng, spec, group, words=words, first=first)
+    forms = FREE_FORMS | FIXED_FORMS if _open_in_length(constraints) else FREE_FORMS
+    form = rng.choice(list(forms))
+    text = " ".join([forms[form].format(topic=topic), *(one.text for one in constraints)])
+    return Prompt(identity, split, text, constraints, topic=topic, form=form, group=group)
+
+
+# DEVIATION: prompts: generated ones instead of AutoIF's and IFEval-like sets; IFBench is only evaluated.
+def generate_split(spec: DataSpec, split: str, count: int) -> list[Prompt]:
+    """Draw `count` prompts with different texts; every other held-out one has only kinds unseen in training.
+
+    Raise ValueError where so many different prompts cannot be had.
+    """
+    coin_flip = spec.kinds == "coin_flip"
+    kinds = {group: kinds_of(group, coin_flip=coin_flip) for group in ("seen", "unseen")}
+    prompts: list[Prompt] = []
+    texts: set[str] = set()
+    for index in range(count):
+        group, turn = ("unseen" if index % 2 else "seen", index // 2) if split == "heldout" else ("seen", index)
+        first = kinds[group][turn % len(kinds[group])]
+        rng = stream("data", spec.seed, split, index)
+        for _ in range(MOST_REDRAWS):
+            prompt = generate_prompt(rng, spec, identity=f"{split}-{index:05d}", split=split, group=group, first=first)
+            if prompt.text not in texts:
+                break
+        else:
+            raise ValueError(f"only {index} different {split} prompts could be drawn of {count}; ask for fewer")
+        texts.add(prompt.text)
+        prompts.append(prompt)
+    return prompts

@@ -1,0 +1,163 @@
+"""Collect and score: K rollouts per prompt from the sampler, their verifiable rewards and adversarial scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from uniapl import chat
+from uniapl.advantages import (
+    adversarial_advantages,
+    adversarial_utility,
+    group_advantages,
+)
+from uniapl.config import StageSpec
+from uniapl.constraints import verify
+from uniapl.records import Demonstration, Prompt, Rollout, Sample, TokenSequence
+from uniapl.seeding import stream_seed
+
+Group = tuple[Prompt, list[Rollout]]
+
+
+class Samples(Protocol):
+    """What collecting needs of a sampler."""
+
+    def generate(
+        self, prompts: Sequence[list[int]], *, seeds: Sequence[int], max_new_tokens: int, temperature: float
+    ) -> list[Sample]: ...
+
+
+class Scores(Protocol):
+    """What scoring needs of a discriminator: higher = closer to the expert; b and tau fixed once."""
+
+    shift: float
+    scale: float
+
+    def score(self, prompts: list[str], references: list[str], candidates: list[str]) -> list[float]: ...
+
+
+def collect(
+    sampler: Samples,
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: Any,
+    num_rollouts: int,
+    seed_parts: tuple[int | str, ...],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[Group]:
+    """Sample `num_rollouts` answers per prompt; the seed of each is a function of (seed, stage, step, prompt, index)."""
+    requests, seeds = [], []
+    for prompt in prompts:
+        ids = chat.prompt_ids(tokenizer, prompt.text)
+        for index in range(num_rollouts):
+            requests.append(ids)
+            seeds.append(stream_seed(*seed_parts, "rollout", prompt.id, index))
+    samples = sampler.generate(requests, seeds=seeds, max_new_tokens=max_new_tokens, temperature=temperature)
+    groups = []
+    for p, prompt in enumerate(prompts):
+        rollouts = []
+        for index, sample in enumerate(samples[p * num_rollouts : (p + 1) * num_rollouts]):
+            text = chat.completion_text(tokenizer, sample.token_ids)
+            rollouts.append(Rollout(prompt_id=prompt.id, index=index, sample=sample, text=text))
+        groups.append((prompt, rollouts))
+    return groups
+
+
+def judge(groups: Sequence[Group]) -> None:
+    """Set reward (1.0 where all constraints hold, else 0.0), or status where a verdict could not be computed."""
+    for prompt, rollouts in groups:
+        for rollout in rollouts:
+            verdict = verify(prompt.constraints, rollout.text)
+            rollout.status, rollout.followed = verdict.status, verdict.followed
+            rollout.reward = None if verdict.passed is None else float(verdict.passed)
+
+
+def score(groups: Sequence[Group], discriminator: Scores, demonstrations: dict[str, Demonstration]) -> None:
+    """Set every rollout's adversarial score against the prompt's demonstration."""
+    pairs = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
+    scores = discriminator.score(
+        [prompt.text for prompt, _ in pairs],
+        [demonstrations[prompt.id].text for prompt, _ in pairs],
+        [rollout.text for _, rollout in pairs],
+    )
+    for (_, rollout), value in zip(pairs, scores, strict=True):
+        rollout.adversarial_score = float(value)
+
+
+def check_scores(groups: Sequence[Group]) -> None:
+    """Raise ValueError where a score that is about to be trained on is not finite."""
+    for prompt, rollouts in groups:
+        for rollout in rollouts:
+            if rollout.adversarial_score is None or not math.isfinite(rollout.adversarial_score):
+                raise ValueError(
+                    f"the discriminator gave {rollout.adversarial_score} for rollout {rollout.index} of {prompt.id}; "
+                    f"check its manifest, or set lambda_adv to 0"
+                )
+
+
+def utilities(groups: Sequence[Group], *, shift: float, scale: float) -> list[list[float]]:
+    """log sigmoid((s - b) / tau) of every rollout, [P][K]; nan where it was not scored."""
+    scores_PK = torch.tensor(
+        [[math.nan if r.adversarial_score is None else r.adversarial_score for r in group] for _, group in groups]
+    )
+    return adversarial_utility(scores_PK, shift=shift, scale=scale).tolist()
+
+
+def rollout_sequences(
+    groups: Sequence[Group],
+    stage: StageSpec,
+    coefficients: dict[str, float],
+    *,
+    tokenizer: Any,
+    shift: float = 0.0,
+    scale: float = 1.0,
+) -> list[TokenSequence]:
+    """Token sequences with their advantages A and B; `coefficients` decides which terms they belong to."""
+    inside_reward = stage.adversarial_as == "reward"
+    uses_scores = coefficients["adv"] > 0
+    utility_PK = torch.zeros(len(groups), stage.rollouts_per_prompt)
+    if uses_scores:
+        check_scores(groups)
+        utility_PK = torch.tensor(utilities(groups, shift=shift, scale=scale))
+    valid_PK = torch.tensor([[r.reward is not None for r in group] for _, group in groups])
+    rewards_PK = torch.tensor([[r.reward or 0.0 for r in group] for _, group in groups])
+    if uses_scores and inside_reward:
+        rewards_PK = rewards_PK + coefficients["adv"] * utility_PK
+    advantages_PK = group_advantages(rewards_PK, valid_PK, scale_by_std=stage.scale_rewards == "group")
+    adversarial_PK = adversarial_advantages(utility_PK, scale_by_std=stage.adversarial_scale == "group")
+    terms = {term for term in ("grpo", "kl") if coefficients[term] > 0}
+    if uses_scores and not inside_reward:
+        terms.add("adv")
+    sequences = []
+    for p, (prompt, group) in enumerate(groups):
+        prompt_ids = chat.prompt_ids(tokenizer, prompt.text)
+        for k, rollout in enumerate(group):
+            sequences.append(
+                TokenSequence(
+                    prompt_ids=prompt_ids,
+                    completion_ids=rollout.sample.token_ids,
+                    terms=frozenset(terms),
+                    advantage=float(advantages_PK[p, k]),
+                    adversarial_advantage=float(adversarial_PK[p, k]) if "adv" in terms else 0.0,
+                    sampler_logprobs=rollout.sample.logprobs,
+                )
+            )
+    return sequences
+
+
+def demonstration_sequences(
+    demonstrations: Sequence[Demonstration], prompts: dict[str, Prompt], *, tokenizer: Any
+) -> list[TokenSequence]:
+    """Token sequences of demonstrations, for L_sft."""
+    return [
+        TokenSequence(
+            prompt_ids=chat.prompt_ids(tokenizer, prompts[d.prompt_id].text),
+            completion_ids=chat.completion_ids(tokenizer, d.text),
+            terms=frozenset({"sft"}),
+        )
+        for d in demonstrations
+    ]

@@ -1,0 +1,80 @@
+"""metrics.jsonl: one object a step, append-only, with public names that plots depend on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS = {
+    "step": "gradient steps made, counted from 1",
+    "reward/mean": "mean verifiable reward of the step's rollouts",
+    "reward/fraction": "mean share of constraints that hold",
+    "reward/status_not_ok": "share of rollouts whose reward could not be computed",
+    "groups/flat_share": "share of groups without spread in reward",
+    "length/mean_tokens": "mean completion tokens of the rollouts",
+    "length/truncated_share": "share of rollouts cut at the cap",
+    "entropy/mean_nats": "mean token entropy of the policy on the rollouts in the forward, nats",
+    "kl/start_nats": "k3 estimate of KL(policy, path's first model) per rollout token, nats; every probe_every steps",
+    "probe/sft_nats": "mean negative log-prob per token of a fixed set of demonstrations; every probe_every steps",
+    "loss/total": "the weighted sum whose gradient is taken",
+    "loss/sft": "L_sft / N_sft",
+    "loss/grpo": "L_grpo / N_grpo",
+    "loss/adv": "L_adv / N_adv",
+    "loss/kl": "L_kl / N_grpo",
+    "adv/score_mean": "mean discriminator score of the rollouts; each step where w_adv > 0, else every probe_every",
+    "adv/utility_mean": "mean of log sigmoid((s - b) / tau)",
+    "sampler/gap_nats": "mean |log pi_old - log pi_sampler| over the rollout tokens in the forward, nats",
+    "sampler/clipped_share": "share of those tokens whose importance weight was truncated",
+    "grad/norm": "global gradient norm before clipping",
+    "optimizer/learning_rate": "learning rate of the step",
+    "weights/w_sft": "mu",
+    "weights/w_grpo": "1 - mu",
+    "weights/w_adv": "lambda_adv",
+    "tokens/generated": "completion tokens sampled in the step",
+    "tokens/trained": "completion tokens in the differentiated forward",
+    "seconds/sample": "time in the sampler",
+    "seconds/score": "time in verifiers and discriminator",
+    "seconds/probe": "time in probes, which do not train",
+    "seconds/update": "time in forward, backward and optimizer",
+    "seconds/push": "time to hand the weights to the sampler",
+    "seconds/step": "the whole step",
+}
+TIMES = tuple(name for name in METRICS if name.startswith("seconds/"))
+
+
+class RunLog:
+    """Appends rows to a JSON-lines file; opening it drops rows after the resumed step."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        self.path = path
+        kept = [row for row in read_rows(path) if row["step"] <= resumed_step] if path.exists() else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row and hand it to the disk."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a log; a last line that was cut by a kill is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def metrics_row(**values: float | int | None) -> dict[str, float | int | None]:
+    """A full row in the order of METRICS; keys are given with `__` for `/`. Non-finite numbers become null."""
+    named = {name.replace("__", "/"): value for name, value in values.items()}
+    assert not set(named) - set(METRICS), f"unlisted metrics: {set(named) - set(METRICS)}"
+    row = {name: named.get(name) for name in METRICS}
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}

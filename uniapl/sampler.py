@@ -1,0 +1,110 @@
+"""The rollout engine behind one protocol: vLLM in process, or a decode loop over transformers.
+
+Both sample with top_p 1 and no top_k, so that the log-probs they return are those of the distribution they drew from
+(at the sampling temperature), and both take one seed per request. `resolve_kind` is cheap: it imports neither engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from uniapl.config import SamplerSpec
+from uniapl.records import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sampler(Protocol):
+    """What every engine offers. Token ids in, token ids and log-probs out; texts are the caller's."""
+
+    name: str
+
+    def generate(
+        self, prompts: Sequence[list[int]], *, seeds: Sequence[int], max_new_tokens: int, temperature: float
+    ) -> list[Sample]:
+        """One sample per prompt, in order. Temperature 0 is greedy. The end token is kept where it came."""
+        ...
+
+    def push_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> float:
+        """Replace the weights (Hugging Face names, any float type); return the seconds it took."""
+        ...
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory back until `wake`; nothing to do on CPU."""
+        ...
+
+    def wake(self) -> None:
+        """Undo `sleep`. Weights must be pushed before the next `generate`."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine. The sampler cannot be used afterwards."""
+        ...
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.lower().startswith(("flags", "features")):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
+
+
+def _gpu_visible() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+@functools.cache
+def resolve_compute(wanted: str) -> str:
+    """The type that `auto` stands for: bfloat16, or float32 on CPUs that only emulate bfloat16 (many times slower)."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if _gpu_visible() or _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
+
+@functools.cache
+def explain_fallback() -> str | None:
+    """Why vLLM is not used here, in one line; None where it can be used."""
+    if importlib.util.find_spec("vllm") is None:
+        return "vLLM is not installed: sampling with transformers, about half as fast (README says how)"
+    if _gpu_visible():
+        return None
+    if platform.system() != "Linux":
+        return f"vLLM on CPU needs Linux, this is {platform.system()}: sampling with transformers, about half as fast"
+    needed = {"x86_64": "avx2", "aarch64": "asimd"}.get(platform.machine())
+    if needed is None or needed not in _cpu_flags():
+        what = needed or "x86-64 or 64-bit Arm"
+        return f"this CPU lacks what vLLM needs ({what}): sampling with transformers, about half as fast"
+    return None
+
+
+def resolve_kind(spec: SamplerSpec) -> str:
+    """The engine that `auto` stands for here: vllm or hf. Raise ValueError where vllm is asked for in vain."""
+    if spec.kind == "auto":
+        return "hf" if explain_fallback() else "vllm"
+    if spec.kind == "vllm" and (reason := explain_fallback()):
+        raise ValueError(f"sampler.kind = 'vllm': {reason.split(':')[0]}; set sampler.kind to auto or hf")
+    return spec.kind
+
+
+def make_sampler(spec: SamplerSpec, model_directory: Path, *, dtype: str) -> Sampler:
+    """Start the engine of `spec.kind` on a checkpoint folder. `dtype` is float32 or bfloat16."""
+    if resolve_kind(spec) == "vllm":
+        from uniapl.sampler_vllm import VLLMSampler
+
+        return VLLMSampler(model_directory, spec=spec, dtype=dtype)
+    from uniapl.sampler_hf import HFSampler
+
+    return HFSampler(model_directory, max_sequences=spec.max_sequences, dtype=dtype)

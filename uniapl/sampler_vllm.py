@@ -1,0 +1,123 @@
+"""vLLM inside the trainer's process: weights are pushed every step, and the same threads train and sample.
+
+On CPU the engine runs eagerly with a small KV cache; on GPUs the same code sleeps while the trainer updates. vLLM is
+not batch-invariant: the same seeds give the same tokens only in the same batch and up to rounding.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniapl.config import SamplerSpec
+from uniapl.records import Sample
+
+ENGINE_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CONFIGURE_LOGGING": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+GPU_MEMORY_SHARE = 0.35  # of a GPU that the trainer shares; the rest holds weights, gradients and activations
+BLOCK_TOKENS = 128  # vLLM's default on CPU
+
+
+class VLLMSampler:
+    """See `uniapl.sampler.Sampler`."""
+
+    name = "vllm"
+
+    def __init__(self, model_directory: Path, *, spec: SamplerSpec, dtype: str) -> None:
+        os.environ.update(ENGINE_SETTINGS)
+        set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
+        started = time.perf_counter()
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        from vllm import LLM
+
+        self._on_gpu = torch.cuda.is_available()
+        options: dict[str, Any] = (
+            {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True}
+            if self._on_gpu
+            else {"kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30), "block_size": BLOCK_TOKENS}
+        )
+        options["dtype"] = dtype
+        self._llm = LLM(
+            model=str(model_directory),
+            enforce_eager=True,
+            max_model_len=spec.max_model_tokens,
+            max_num_seqs=spec.max_sequences,
+            max_num_batched_tokens=max(2048, spec.max_model_tokens),
+            enable_prefix_caching=True,
+            enable_chunked_prefill=False,
+            disable_log_stats=True,
+            generation_config="vllm",
+            logprobs_mode="processed_logprobs",
+            seed=0,
+            **options,
+        )
+        torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that does nothing
+        torch.set_num_threads(num_threads)
+        self._end_token_id = int(self._llm.get_tokenizer().eos_token_id)
+        self._max_model_tokens = spec.max_model_tokens
+        self.start_seconds = time.perf_counter() - started
+
+    def generate(
+        self, prompts: Sequence[list[int]], *, seeds: Sequence[int], max_new_tokens: int, temperature: float
+    ) -> list[Sample]:
+        from vllm import SamplingParams
+
+        longest = max((len(p) for p in prompts), default=0) + max_new_tokens
+        if longest > self._max_model_tokens:
+            raise ValueError(
+                f"a prompt and its answer need {longest} tokens, "
+                f"sampler.max_model_tokens is {self._max_model_tokens}; raise it"
+            )
+        options = {
+            "max_tokens": max_new_tokens, "temperature": temperature, "top_p": 1.0, "top_k": 0, "logprobs": 0,
+            "detokenize": False, "ignore_eos": True, "stop_token_ids": [self._end_token_id],
+        }  # fmt: skip
+        parameters = [SamplingParams(seed=None if temperature == 0 else seed % 2**63, **options) for seed in seeds]
+        requests: list[Any] = [{"prompt_token_ids": list(p)} for p in prompts]
+        outputs = self._llm.generate(requests, parameters, use_tqdm=False)
+        return [_sample(output.outputs[0]) for output in outputs]
+
+    def push_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> float:
+        started = time.perf_counter()
+        with torch.no_grad():
+            tensors = iter([(name, tensor.detach()) for name, tensor in named_tensors])
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+        self._llm.reset_prefix_cache()
+        return time.perf_counter() - started
+
+    def sleep(self) -> None:
+        if self._on_gpu:
+            self._llm.sleep(level=2)
+
+    def wake(self) -> None:
+        if self._on_gpu:
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        gc.collect()
+
+
+def _sample(output: Any) -> Sample:
+    """Token ids, their log-probs and why it ended, out of one of vLLM's completions."""
+    ids = list(output.token_ids)
+    logprobs = [float(row[token].logprob) for row, token in zip(output.logprobs, ids, strict=True)]
+    return Sample(ids, logprobs, "stop" if output.finish_reason == "stop" else "length")

@@ -1,0 +1,67 @@
+"""What the suite's lm-eval tasks share: prompts as documents, and answers judged by `uniapl.constraints.verify`.
+
+A prompt whose answer cannot be judged (a status other than ok) is left out of every accuracy and counted apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from uniapl.constraints import verify
+from uniapl.data import read_prompts
+from uniapl.records import Constraint
+
+
+def load(*, data_directory: str, split: str, **_: Any) -> dict[str, Dataset]:
+    """The prompts of one split as lm-eval's test split; constraints as one JSON text, since their parameters have no common schema."""
+    rows = [
+        {
+            "prompt_id": prompt.id,
+            "text": prompt.text,
+            "group": prompt.group,
+            "constraints": json.dumps([asdict(c) for c in prompt.constraints]),
+        }
+        for prompt in read_prompts(Path(data_directory) / f"{split}.jsonl")
+    ]
+    return {"test": Dataset.from_list(rows)}
+
+
+def constraints_of(document: dict[str, Any]) -> list[Constraint]:
+    """The constraints of a document of these tasks."""
+    return [Constraint(**c) for c in json.loads(document["constraints"])]
+
+
+def process_results(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Verdicts of one answer: per prompt (None where it was not judged) and per instruction, strict and loose."""
+    constraints = constraints_of(document)
+    strict, loose = (verify(constraints, results[0], strict=s) for s in (True, False))
+    status = strict.status if strict.status != "ok" else loose.status
+    return {
+        "prompt_strict": strict.passed,
+        "inst_strict": list(strict.followed),
+        "prompt_loose": loose.passed,
+        "inst_loose": list(loose.followed),
+        "not_computed": status,
+    }
+
+
+def mean_of_judged(items: Sequence[bool | None]) -> float:
+    """Share of judged prompts that pass; nan where none was judged."""
+    judged = [item for item in items if item is not None]
+    return sum(judged) / len(judged) if judged else float("nan")
+
+
+def mean_of_instructions(items: Sequence[Sequence[bool | None]]) -> float:
+    """Share of judged instructions that are followed, over all prompts."""
+    return mean_of_judged([followed for prompt in items for followed in prompt])
+
+
+def count_not_computed(items: Sequence[str]) -> int:
+    """Prompts whose status is not ok."""
+    return sum(status != "ok" for status in items)

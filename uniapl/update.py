@@ -1,0 +1,220 @@
+"""One gradient step: coefficients of the step, token sums of each term over micro-batches, optimizer.
+
+One update is made per batch of rollouts, so pi_old is the policy before the step and rho = 1; the sampler's own
+log-probs enter through the truncated correction c only (paper.md's c_kt).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from uniapl.batch import MicroBatch, layout, needs_gradient, split, term_counts
+from uniapl.config import Coefficient, ScheduleSpec, StageSpec, TrainSpec
+from uniapl.logprobs import completion_logprobs
+from uniapl.objectives import (
+    clipped_surrogate_loss,
+    kl_loss,
+    sampler_correction,
+    sft_loss,
+    weighted_sum,
+)
+from uniapl.records import TokenSequence
+
+
+def coefficient_at(coefficient: Coefficient, step: int) -> float:
+    """Value at a step counted from 0: a constant, or CHORD's warm-up to peak and cosine decay to valley."""
+    if not isinstance(coefficient, ScheduleSpec):
+        return float(coefficient)
+    c = coefficient
+    if step < c.warmup_steps:
+        return c.peak * step / c.warmup_steps
+    after = step - c.warmup_steps
+    if after >= c.decay_steps:
+        return c.valley
+    return (c.peak - c.valley) * 0.5 * (1 + math.cos(math.pi * after / c.decay_steps)) + c.valley
+
+
+def coefficients_at(stage: StageSpec, step: int) -> dict[str, float]:
+    """The resolved weights of the four terms: w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv, w_kl."""
+    mu = coefficient_at(stage.mu, step)
+    return {"sft": mu, "grpo": 1.0 - mu, "adv": coefficient_at(stage.lambda_adv, step), "kl": stage.w_kl}
+
+
+def learning_rate_at(stage: StageSpec, step: int) -> float:
+    """Linear warm-up, then constant."""
+    return stage.learning_rate * min(1.0, (step + 1) / max(1, stage.warmup_steps))
+
+
+@dataclass
+class Policy:
+    """The trained model with its optimizer, and the path's first model for KL measurements."""
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    tokenizer: Any
+    start: Any
+    device: torch.device
+    settings: TrainSpec
+    stage: StageSpec
+    max_new_tokens: int
+    compute: str  # float32, or bfloat16 by autocast
+
+    def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
+        return layout(
+            sequences,
+            packing=self.settings.packing,
+            normalization=self.stage.normalization,
+            max_new_tokens=self.max_new_tokens,
+            device=self.device,
+        )
+
+    def split(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
+        groups = split(sequences, micro_tokens=self.settings.micro_batch_tokens, packing=self.settings.packing)
+        return [self.layout(group) for group in groups]
+
+    def logprobs(self, micro: MicroBatch, model: Any | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of a micro-batch's completion tokens under the policy (or another model)."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
+            return completion_logprobs(
+                self.model if model is None else model,
+                micro,
+                chunk_tokens=self.settings.logprob_chunk_tokens,
+                temperature=self.settings.temperature,
+            )
+
+
+@dataclass
+class Sums:
+    """Token sums over the micro-batches of a step, for the log."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    entropy: float = 0.0
+    gap: float = 0.0
+    clipped: float = 0.0
+    rollout_tokens: int = 0
+    trained_tokens: int = 0
+
+    def add(self, name: str, value: Tensor) -> None:
+        self.losses[name] = self.losses.get(name, 0.0) + float(value.detach())
+
+
+def term_sums(
+    logprobs_T: Tensor, micro: MicroBatch, coefficients: dict[str, float], stage: StageSpec, *,
+    sampler_clip: float, start_logprobs_T: Tensor | None, old_logprobs_T: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Token sums of the terms with a coefficient above 0 that have tokens in this micro-batch.
+
+    `old_logprobs_T` is pi_old; None means one update per batch, where it is the policy itself (rho = 1).
+    """
+    old_T = logprobs_T.detach() if old_logprobs_T is None else old_logprobs_T
+    correction_T = sampler_correction(old_T, micro.sampler_logprobs_T, clip=sampler_clip)
+    sums = {}
+    present = {term for term, w in coefficients.items() if w > 0 and bool(micro.select(term).any())}
+    if "sft" in present:
+        sums["sft"] = sft_loss(logprobs_T, micro.weights_T["sft"], phi=stage.sft_weighting == "phi")
+    # DEVIATION-CANDIDATE: adversarial-gradient: B takes the place of A in GRPO's surrogate (a score-function gradient).
+    for term, advantages_T in (("grpo", micro.advantages_T), ("adv", micro.adversarial_T)):
+        if term in present:
+            on = micro.weights_T[term]
+            sums[term] = clipped_surrogate_loss(
+                logprobs_T, old_T, advantages_T, torch.where(on > 0, correction_T, 0.0), on,
+                clip_low=stage.clip_low, clip_high=stage.clip_high,
+            )  # fmt: skip
+    if "kl" in present:
+        assert start_logprobs_T is not None
+        sums["kl"] = kl_loss(logprobs_T, start_logprobs_T, micro.weights_T["kl"])
+    return sums
+
+
+def update(policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int) -> dict[str, Any]:
+    """One gradient step on the weighted sum over all micro-batches; returns the log's losses and norms.
+
+    Raise ValueError where loss or gradient is not finite (the optimizer does not step), or where sampler and trainer
+    disagree by more than the ceiling.
+    """
+    counts = term_counts(sequences, normalization=policy.stage.normalization)
+    trained = [s for s in sequences if needs_gradient(s, coefficients)]
+    sums = Sums()
+    policy.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for micro in policy.split(trained):
+        start_T = None
+        if coefficients["kl"] > 0:
+            with torch.no_grad():
+                start_T = policy.logprobs(micro, policy.start)[0]
+        logprobs_T, entropy_T = policy.logprobs(micro)
+        parts = term_sums(
+            logprobs_T, micro, coefficients, policy.stage,
+            sampler_clip=policy.settings.sampler_clip, start_logprobs_T=start_T,
+        )  # fmt: skip
+        loss = weighted_sum(parts, coefficients, counts)
+        assert loss is not None, "a micro-batch without a term"
+        loss.backward()
+        total += float(loss.detach())
+        for term, value in parts.items():
+            sums.add(term, value)
+        _measure(sums, policy, micro, logprobs_T.detach(), entropy_T)
+    gap = sums.gap / sums.rollout_tokens if sums.rollout_tokens else None
+    if gap is not None and gap > policy.settings.sampler_gap_ceiling:
+        raise ValueError(
+            f"step {step + 1}: sampler and trainer differ by {gap:.3f} nats a token on average, above "
+            f"train.sampler_gap_ceiling = {policy.settings.sampler_gap_ceiling}; set sampler.kind to hf, or compute to the type that the sampler uses"
+        )
+    norm = None
+    if sequences:
+        parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # all sequences were left out: as if kept, so that momentum goes on
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm))
+        if not (math.isfinite(norm) and math.isfinite(total)):
+            raise ValueError(f"step {step + 1}: loss {total} or gradient norm {norm} is not finite; nothing was updated")
+        for group in policy.optimizer.param_groups:
+            group["lr"] = learning_rate_at(policy.stage, step)
+        policy.optimizer.step()
+    tokens = max(1, sums.rollout_tokens)
+    measured = bool(sums.rollout_tokens)
+    return {
+        "loss__total": total,
+        **{f"loss__{term}": value / counts[term] for term, value in sums.losses.items()},
+        "grad__norm": norm,
+        "entropy__mean_nats": sums.entropy / tokens if measured else None,
+        "sampler__gap_nats": gap,
+        "sampler__clipped_share": sums.clipped / tokens if measured else None,
+        "tokens__trained": sums.trained_tokens,
+    }
+
+
+def _measure(sums: Sums, policy: Policy, micro: MicroBatch, logprobs_T: Tensor, entropy_T: Tensor) -> None:
+    """Add a micro-batch's entropy and sampler gap on rollout tokens."""
+    on_T = micro.select("grpo") | micro.select("adv") | micro.select("kl")
+    gap_T = (logprobs_T - micro.sampler_logprobs_T)[on_T]
+    sums.entropy += float(entropy_T[on_T].sum())
+    sums.gap += float(gap_T.abs().sum())
+    sums.clipped += float((gap_T.exp() > policy.settings.sampler_clip).sum())
+    sums.rollout_tokens += int(on_T.sum())
+    sums.trained_tokens += len(logprobs_T)
+
+
+@torch.no_grad()
+def probe(policy: Policy, rollouts: list[TokenSequence], demonstrations: list[TokenSequence]) -> dict[str, float | None]:
+    """Measure, without gradient, the KL to the path's first model and the loss on fixed demonstrations, nats a token."""
+    kl_sum, kl_tokens, sft_sum, sft_tokens = 0.0, 0, 0.0, 0
+    marked = [TokenSequence(s.prompt_ids, s.completion_ids, frozenset({"kl"})) for s in rollouts]
+    for micro in policy.split(marked):
+        logprobs_T, start_T = policy.logprobs(micro)[0], policy.logprobs(micro, policy.start)[0]
+        kl_sum += float(kl_loss(logprobs_T, start_T, torch.ones_like(logprobs_T)))
+        kl_tokens += len(logprobs_T)
+    for micro in policy.split(demonstrations):
+        logprobs_T = policy.logprobs(micro)[0]
+        sft_sum -= float(logprobs_T.sum())
+        sft_tokens += len(logprobs_T)
+    return {
+        "kl__start_nats": kl_sum / kl_tokens if kl_tokens else None,
+        "probe__sft_nats": sft_sum / sft_tokens if sft_tokens else None,
+    }

