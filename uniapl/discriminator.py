@@ -207,9 +207,7 @@ def load_discriminator(
 ) -> Discriminator:
     """Load a trained discriminator. Raise ValueError where its directory was never finished."""
     manifest = read_manifest(directory)
-    states = FrozenStates(
-        model_directory, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute
-    )
+    states = FrozenStates(model_directory, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
     return Discriminator(states, load_file(directory / HEAD_FILE), shift=manifest["shift"], scale=manifest["scale"])
 
 
@@ -306,9 +304,7 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, de
                 f"{demonstrations}: {len(examples)} prompts have two demonstrations and a draft; raise data.{name}"
             )
 
-    states = FrozenStates(
-        model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=config["compute"]
-    )
+    states = FrozenStates(model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=config["compute"])
     triples, train_states = make_triples(train), _pooled(states, train)
     head = train_head(train_states, triples, spec)
     scoring = time.monotonic()

@@ -12,7 +12,6 @@ import gc
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +27,6 @@ from uniapl.likelihood import Likelihood, completion_likelihoods
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
 from uniapl.records import Sample, read_demonstrations, write_jsonl
 from uniapl.sampler import Sampler, make_sampler
-
-for _name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TQDM_DISABLE"):
-    os.environ.setdefault(_name, "1")
 
 TASKS = Path(__file__).resolve().parent / "tasks"
 # DEVIATION: evaluations: held-out generated prompts and IFBench; the paper's benchmarks need weights of its size.

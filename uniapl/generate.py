@@ -15,39 +15,33 @@ from uniapl.records import Constraint, Prompt
 from uniapl.seeding import stream
 from uniapl.topics import TOPICS
 
-# Tasks that leave length and shape open.
+# Tasks that leave shape and length open, and yet get short answers.
 FREE_FORMS = {
-    "note": "Write a short note about {topic}.",
-    "describe": "Briefly describe {topic} to someone who has never heard of it.",
-    "tip": "Give a beginner a short piece of advice about {topic}.",
-    "story": "Write a very short story about {topic}.",
-    "message": "Write a short message to a friend about {topic}.",
-    "like": "Say briefly what people like about {topic}.",
-    "fact": "Tell me something interesting about {topic}. Be brief.",
-    "problem": "Briefly describe a common problem with {topic} and how to solve it.",
-    "post": "Write a short social media post about {topic}.",
-    "opinion": "Share a short opinion about {topic}.",
-    "child": "Explain {topic} to a child in a few words.",
-    "why": "Explain briefly why {topic} can make people happy.",
-    "scene": "Describe a short scene that has to do with {topic}.",
-    "announcement": "Write a short announcement about {topic}.",
-    "memory": "Make up a short memory about {topic}.",
-    "plan": "Make a short plan that has to do with {topic}.",
-    "review": "Write a short review about {topic}.",
-    "compare": "Briefly compare {topic} with something else.",
+    "note": "Write a very short note about {topic}.",
+    "message": "Write a very short message to a friend about {topic}.",
+    "fact": "Tell me briefly one fact about {topic}.",
+    "advice": "Give one short piece of advice about {topic}.",
+    "why": "Say very briefly why people like {topic}.",
+    "wish": "Make a short wish that has to do with {topic}.",
+    "summary": "Sum up {topic} very briefly.",
+    "greeting": "Write a very short greeting about {topic}.",
+    "memory": "Make up a very short memory about {topic}.",
+    "opinion": "Share a very short opinion about {topic}.",
 }
 # Tasks that fix how long the answer is.
 FIXED_FORMS = {
-    "sentence": "Write one sentence about {topic}.",
-    "two_sentences": "Describe {topic} in two sentences.",
+    "sentence": "Write one short sentence about {topic}.",
     "slogan": "Invent a slogan about {topic}.",
-    "headline": "Write a newspaper headline about {topic} and one sentence below it.",
-    "tiny_story": "Tell a story about {topic} in two sentences.",
-    "question": "Ask one good question about {topic} and answer it in one sentence.",
-    "greeting": "Write a greeting card text about {topic}. One or two sentences.",
-    "advice": "Give one piece of advice about {topic} in a single sentence.",
-    "names": "Suggest a name for a club about {topic} and say why in one sentence.",
-    "summary": "Sum up {topic} in one or two sentences.",
+    "headline": "Write a newspaper headline about {topic}.",
+    "question": "Ask one short question about {topic}.",
+    "names": "Suggest a name for a club about {topic}.",
+    "caption": "Write a one-line photo caption about {topic}.",
+    "line": "Write a one-line message to a friend about {topic}.",
+    "reason": "Say in one short sentence why people like {topic}.",
+    "one_fact": "Tell me one fact about {topic} in one short sentence.",
+    "in_one": "Sum up {topic} in one short sentence.",
+    "tip": "Give a beginner one tip about {topic} in one short sentence.",
+    "card": "Write a one-line greeting card about {topic}.",
 }
 MOST_REDRAWS = 200
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -23,15 +24,10 @@ from uniapl.config import ModelSpec
 from uniapl.entry import run_stage
 from uniapl.provenance import write_manifest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TQDM_DISABLE", "1")
-
-RANDOM_STD = 0.02  # standard deviation of random weights: logits nearly flat, so that sampled text is diverse
-RESIDUAL_SCALE = 0.25  # of the matrices that write to the residual stream, so that the embedding stays visible
-END_CHANNEL = 8.0  # size of the constant first channel of random embeddings, in standard deviations
-END_ODDS = 2000.0  # how much likelier than any other token a random model ends: about once in 40 tokens
+LOGIT_STD = 3.0  # of random models: text stays diverse, and greedy answers are not empty
+RESIDUAL_STD = 8.0  # of what a layer writes, in units of the embeddings' std: else each token would repeat itself
+CONSTANT_CHANNEL = 6.0  # value of the embeddings' constant first channel, in the same unit
+END_SHARE = 1 / 60  # how often a random model ends at a position, typically (geometric mean)
 
 
 def weights_directory(directory: Path) -> Path:
@@ -103,21 +99,35 @@ def _random(spec: ModelSpec) -> tuple[Any, Any]:
 def initialize(model: Any, *, seed: int, end_token_id: int) -> None:
     """Fill a model with random weights from a generator of its own: matrices normal, norms 1, biases 0.
 
-    The first channel of every embedding is the same constant, and the end token's output weight reads it, so that
-    random answers end at different lengths instead of all being cut at the cap.
+    The first channel of every embedding is the same constant, no layer writes to it, and the end token's output
+    weight reads it, so that random answers end at different lengths instead of all being cut at the cap.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.dim() > 1:
-            scale = RESIDUAL_SCALE if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * RANDOM_STD * scale)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    width = embedding.shape[1]
-    embedding[:, 0] = END_CHANNEL * RANDOM_STD
-    seen = END_CHANNEL / ((width - 1 + END_CHANNEL**2) / width) ** 0.5  # that channel after the final norm
-    head[end_token_id, 0] += torch.log(torch.tensor(END_ODDS)).item() / seen
+    std = LOGIT_STD / embedding.shape[1] ** 0.5
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.dim() == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+            continue
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        unit = std if parameter is embedding or parameter is head else parameter.shape[1] ** -0.5
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * unit)
+        if writes:
+            parameter *= RESIDUAL_STD * std
+            parameter[0] = 0.0
+    embedding[:, 0] = CONSTANT_CHANNEL * std
+    head[end_token_id] = 0.0
+    head[end_token_id, 0] = _end_weight(model, generator)
+
+
+def _end_weight(model: Any, generator: torch.Generator) -> float:
+    """The end token's output weight on the constant channel that gives END_SHARE on random text, in steps of 1/4."""
+    ids = torch.randint(model.config.vocab_size, (4, 24), generator=generator)
+    hidden_ND = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    others_N = torch.logsumexp(hidden_ND @ model.get_output_embeddings().weight.T, dim=-1)
+    steps = torch.arange(0, 400) / 4
+    log_shares = torch.nn.functional.logsigmoid(steps[:, None] * hidden_ND[:, 0] - others_N).mean(dim=1)
+    return float(steps[(log_shares - math.log(END_SHARE)).abs().argmin()])
 
 
 def _from_checkpoint(spec: ModelSpec) -> tuple[Any, Any]:

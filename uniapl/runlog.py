@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from uniapl.provenance import write_whole
+
 METRICS = {
     "step": "gradient steps made, counted from 1",
     "reward/mean": "mean verifiable reward of the step's rollouts",
@@ -51,7 +53,7 @@ class RunLog:
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         self.path = path
         kept = [row for row in read_rows(path) if row["step"] <= resumed_step] if path.exists() else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row and hand it to the disk."""

@@ -137,7 +137,7 @@ def _choose(logits_BV: Tensor, generators: list[torch.Generator], temperature: f
         chosen_B = logprobs_BV.argmax(dim=-1)
     else:
         uniform_B = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-        cumulated_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+        cumulated_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
         threshold_B1 = uniform_B.to(logits_BV.device)[:, None] * cumulated_BV[:, -1:]
         chosen_B = torch.searchsorted(cumulated_BV, threshold_B1, right=True).squeeze(1)
         chosen_B = chosen_B.clamp(max=logits_BV.shape[1] - 1)

@@ -27,12 +27,9 @@ ENGINE_SETTINGS = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CONFIGURE_LOGGING": "1",
     "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
 }
 GPU_MEMORY_SHARE = 0.35  # of a GPU that the trainer shares; the rest holds weights, gradients and activations
-BLOCK_TOKENS = 128  # vLLM's default on CPU
+BLOCK_TOKENS = 32  # the smallest that vLLM has on CPU, so that most of a group's prompt is computed once
 
 
 class VLLMSampler:

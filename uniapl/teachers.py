@@ -36,7 +36,7 @@ from uniapl.seeding import stream, stream_seed
 
 # DEVIATION: teacher: an editor over the base model's own drafts instead of a 235B model.
 LEAST_KEPT_SHARE = 0.9  # below it the stage warns: prompts and editor do not fit each other
-DRAFTS_PER_CALL = 512
+DRAFTS_PER_CALL = 256  # requests handed to the engine at once; a progress line follows each
 CANNED = (
     "The morning light fell on the quiet street.", "Nobody knew where the path would lead.",
     "Water finds its own way.", "A good plan begins with a clear list.", "She wrote a letter to an old friend.",
@@ -254,7 +254,12 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path) ->
     else:
         engine = SamplerSpec(**config["sampler"])
         raw = sampled_drafts(
-            todo, spec, sampler_spec=engine, compute=config["compute"], weights=weights, tokenizer=tokenizer,
+            todo,
+            spec,
+            sampler_spec=engine,
+            compute=config["compute"],
+            weights=weights,
+            tokenizer=tokenizer,
             max_tokens=max_tokens,
         )
     drafting_seconds = time.monotonic() - started

@@ -105,7 +105,9 @@ class Loop:
         rollouts = list(sequences)
         if coefficients["sft"] > 0:
             items = list(self.expert.demonstrations.values())
-            shown = draw(items, source="demonstrations", count=stage.demonstrations_per_step, **drawn)
+            own = [self.expert.demonstrations[prompt.id] for prompt, _ in groups][: stage.demonstrations_per_step]
+            more = stage.demonstrations_per_step - len(own)
+            shown = own + draw(items, source="demonstrations", count=more, **drawn)
             sequences += demonstration_sequences(shown, self.expert.prompts, tokenizer=policy.tokenizer)
         with clock("probe"):
             probed = self._probe(groups, rollouts, scored=coefficients["adv"] > 0) if probing else {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.invariance.small_step import MAX_NEW_TOKENS, Setting
 
+from tests.invariance.small_step import MAX_NEW_TOKENS, Setting
 from uniapl import models
 from uniapl.config import ModelSpec
 from uniapl.generate import generate_split

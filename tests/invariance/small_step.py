@@ -69,9 +69,9 @@ def train_spec(**changes: Any) -> TrainSpec:
 
 
 def stage_spec(name: str, **changes: Any) -> StageSpec:
-    """A stage of 5 steps of 4 x 4 rollouts and 4 demonstrations, with a learning rate that visibly moves the weights."""
+    """A stage of 5 steps of 3 x 4 rollouts and 4 demonstrations, with a learning rate that visibly moves the weights."""
     values = {
-        "name": name, "title": name, "steps": 5, "mu": 0.0, "learning_rate": 1e-3, "prompts_per_step": 4,
+        "name": name, "title": name, "steps": 5, "mu": 0.0, "learning_rate": 1e-3, "prompts_per_step": 3,
         "rollouts_per_prompt": 4, "demonstrations_per_step": 4,
     }  # fmt: skip
     return StageSpec(**(values | changes))
@@ -107,4 +107,3 @@ def without(row: Row, names: Sequence[str]) -> Row:
 def timeless(rows: Sequence[Row]) -> list[Row]:
     """Rows without the fields that hold times."""
     return [without(row, TIMES) for row in rows]
-

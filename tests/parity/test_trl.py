@@ -30,7 +30,12 @@ from uniapl.update import Policy, term_sums
 VOCABULARY, END, PAD = 97, 1, 0
 NUM_PROMPTS, NUM_ROLLOUTS, MAX_NEW_TOKENS = 4, 4, 12
 SAMPLER_CLIP = 2.0  # C
-REWARDS_PK = [[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 0.0, 1.0]]  # the second is flat
+REWARDS_PK = [
+    [1.0, 0.0, 0.0, 1.0],
+    [1.0, 1.0, 1.0, 1.0],
+    [0.0, 0.0, 0.0, 1.0],
+    [1.0, 1.0, 0.0, 1.0],
+]  # the second is flat
 ARCHITECTURES = {
     "qwen3": {"head_dim": 8, "num_key_value_heads": 2, "tie_word_embeddings": True},
     "llama": {"num_key_value_heads": 4, "tie_word_embeddings": False},
@@ -68,7 +73,10 @@ def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
 
 
 def perturbed(weights: Weights, generator: torch.Generator, size: float) -> Weights:
-    return {name: w + size * w.std().nan_to_num(0) * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    return {
+        name: w + size * w.std().nan_to_num(0) * torch.randn(w.shape, generator=generator)
+        for name, w in weights.items()
+    }
 
 
 def sequence_logprobs(model: Any, weights: Weights, sequences: list[TokenSequence]) -> list[Tensor]:
@@ -134,7 +142,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<end>")
 
 
-def grpo_trainer(trl: Any, tokenizer: Any, fixed: FixedBatch, folder: Path, *, loss_type: str, scale_rewards: str) -> Any:
+def grpo_trainer(
+    trl: Any, tokenizer: Any, fixed: FixedBatch, folder: Path, *, loss_type: str, scale_rewards: str
+) -> Any:
     """TRL's GRPOTrainer with its sampler correction on, fed with the fixed answers instead of generating."""
     size = len(fixed.sequences)
     arguments = trl.GRPOConfig(
@@ -180,7 +190,11 @@ def gradients_of(model: Any) -> Weights:
 
 
 def our_loss_and_gradients(
-    fixed: FixedBatch, sequences: list[TokenSequence], stage: StageSpec, settings: TrainSpec, coefficients: dict[str, float]
+    fixed: FixedBatch,
+    sequences: list[TokenSequence],
+    stage: StageSpec,
+    settings: TrainSpec,
+    coefficients: dict[str, float],
 ) -> tuple[float, Weights]:
     """One accumulated loss and its gradients, micro-batch by micro-batch, old log-probs from the old weights."""
     policy = policy_of(fixed.model, stage, settings)
@@ -244,7 +258,10 @@ def test_the_fixed_batch_has_every_difficulty(fixed: FixedBatch) -> None:
     truncated = [s for s in fixed.sequences if s.completion_ids[-1] != END]
     assert 0.1 < len(truncated) / len(fixed.sequences) < 0.9
     correction = torch.cat(
-        [(old - torch.tensor(s.sampler_logprobs)).exp() for s, old in zip(fixed.sequences, fixed.old_logprobs, strict=True)]
+        [
+            (old - torch.tensor(s.sampler_logprobs)).exp()
+            for s, old in zip(fixed.sequences, fixed.old_logprobs, strict=True)
+        ]
     )
     assert 0.02 < (correction > SAMPLER_CLIP).float().mean() < 0.5
     assert (correction < 1).float().mean() > 0.2
@@ -264,7 +281,9 @@ def test_grpo_loss_and_gradients_equal_trl(
         assert_same(our_loss_and_gradients(fixed, sequences, stage, settings, coefficients), expected)
 
 
-def test_old_logprobs_and_sampler_correction_equal_trl(fixed: FixedBatch, trl: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_old_logprobs_and_sampler_correction_equal_trl(
+    fixed: FixedBatch, trl: Any, tokenizer: Any, tmp_path: Path
+) -> None:
     from uniapl.objectives import sampler_correction
 
     batch = trl_batch(grpo_trainer(trl, tokenizer, fixed, tmp_path, loss_type="dapo", scale_rewards="group"), fixed)
@@ -297,7 +316,10 @@ def test_sft_loss_and_gradients_equal_trl(
         gradient_checkpointing=False, loss_type="nll", packing=False, completion_only_loss=True,
     )  # fmt: skip
     examples = [
-        {"input_ids": s.prompt_ids + s.completion_ids, "completion_mask": [0] * len(s.prompt_ids) + [1] * len(s.completion_ids)}
+        {
+            "input_ids": s.prompt_ids + s.completion_ids,
+            "completion_mask": [0] * len(s.prompt_ids) + [1] * len(s.completion_ids),
+        }
         for s in fixed.sequences
     ]
     trainer = trl.SFTTrainer(
@@ -311,5 +333,7 @@ def test_sft_loss_and_gradients_equal_trl(
     expected = float(loss.detach()), gradients_of(fixed.model)
     sequences = [TokenSequence(s.prompt_ids, s.completion_ids, frozenset({"sft"})) for s in fixed.sequences]
     coefficients = {"sft": 1.0, "grpo": 0.0, "adv": 0.0, "kl": 0.0}
-    ours = our_loss_and_gradients(fixed, sequences, stage_spec(name="sft", mu=1.0), train_spec(packing=packing), coefficients)
+    ours = our_loss_and_gradients(
+        fixed, sequences, stage_spec(name="sft", mu=1.0), train_spec(packing=packing), coefficients
+    )
     assert_same(ours, expected)

@@ -29,7 +29,7 @@ from uniapl.layers import load_model
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, write_jsonl
 
-SPEC = DiscriminatorSpec(layer=2, width=16, num_components=8, epochs=20)
+SPEC = DiscriminatorSpec.model_validate(dict(layer=2, width=16, num_components=8, epochs=20))
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def sample(name: str, index: int, text: str) -> dict[str, object]:
     return {"prompt_id": name, "take": 0, "index": index, "text": text, "num_tokens": 5, "truncated": False}
 
 
-EXPERT = ["flour", "oven", "dough"]
-BASE = ["moon", "star", "comet"]
+EXPERT = ["flour", "dough", "yeast"]  # words of one length: nothing to learn from length
+BASE = ["comet", "earth", "orbit"]
 
 
 def planted(count: int, start: int) -> tuple[list[Prompt], list[Demonstration], list[dict[str, object]]]:
@@ -129,7 +129,7 @@ def test_pooled_states_do_not_depend_on_the_batch_but_for_rounding(states: Froze
     together = states.pool("Write.", texts)
     alone = torch.cat([states.pool("Write.", [text]) for text in texts])
     assert together.shape == (3, 2 * 64)
-    assert torch.allclose(together, alone, atol=0.05 * float(alone.std()))
+    assert torch.allclose(together, alone, atol=1e-4 * float(alone.std()))
     assert not torch.allclose(alone[0], alone[1], atol=0.05 * float(alone.std()))
 
 
@@ -140,7 +140,7 @@ def test_pooled_states_are_those_of_the_whole_sequence_in_one_forward(states: Fr
     with torch.inference_mode():
         hidden = states.model(input_ids=torch.tensor([before + after])).last_hidden_state[0, len(before) :].float()
     expected = torch.cat([hidden.mean(0), hidden[-1]])
-    assert torch.allclose(states.pool("Write.", ["some words"])[0], expected, atol=0.05 * float(expected.std()))
+    assert torch.allclose(states.pool("Write.", ["some words"])[0], expected, atol=1e-4 * float(expected.std()))
 
 
 def test_scores_come_in_the_callers_order_and_take_empty_candidates(states: FrozenStates) -> None:
@@ -153,7 +153,7 @@ def test_scores_come_in_the_callers_order_and_take_empty_candidates(states: Froz
     assert all(np.isfinite(scores))
     for row in range(3):
         alone = discriminator.score(prompts[row : row + 1], references[row : row + 1], candidates[row : row + 1])
-        assert scores[row] == pytest.approx(alone[0], abs=0.1)
+        assert scores[row] == pytest.approx(alone[0], abs=1e-3)
     assert discriminator.score([], [], []) == []
     with pytest.raises(ValueError, match="lists of one length"):
         discriminator.score(prompts, references, ["one"])
@@ -240,14 +240,21 @@ def test_a_layer_that_the_model_does_not_have_is_one_clear_error(model_directory
 
 def test_the_stage_writes_a_discriminator_that_loads_and_scores(model_directory: Path, tmp_path: Path) -> None:
     prompts, demonstrations, samples = planted(30, 0)
-    data_spec = DataSpec(
-        max_new_tokens=24, num_train=30, num_development=1, num_heldout=1, num_policy=2, num_discriminator=20,
-        num_discriminator_test=8,
-    )  # fmt: skip
+    data_spec = DataSpec.model_validate(
+        dict(
+            max_new_tokens=24,
+            num_train=30,
+            num_development=1,
+            num_heldout=1,
+            num_policy=2,
+            num_discriminator=20,
+            num_discriminator_test=8,
+        )
+    )
     write_jsonl(tmp_path / "data" / "train.jsonl", prompts)
     write_jsonl(tmp_path / "expert" / "demonstrations.jsonl", demonstrations)
     write_jsonl(tmp_path / "expert" / "samples.jsonl", samples)
-    config = {"data": data_spec.model_dump(), "discriminator": SPEC.model_dump()}
+    config = {"data": data_spec.model_dump(), "discriminator": SPEC.model_dump(), "compute": "float32"}
     directory = tmp_path / f"tiny-{content_hash(config)}"
     directory.mkdir()
     main(directory, config, model=model_directory, data=tmp_path / "data", demonstrations=tmp_path / "expert")
@@ -258,8 +265,9 @@ def test_the_stage_writes_a_discriminator_that_loads_and_scores(model_directory:
     assert manifest["score_mean_base"] < manifest["shift"] < manifest["score_mean_demonstrations"]
     discriminator = load_discriminator(directory, model_directory, SPEC, compute="float32")
     assert (discriminator.shift, discriminator.scale) == (manifest["shift"], manifest["scale"])
-    reference = " ".join(EXPERT)
-    close, far = discriminator.score(["Write."] * 2, [reference] * 2, ["oven flour dough oven", "moon star comet star"])
+    user, reference = prompts[-1].text, demonstrations[-1].text
+    candidates = ["yeast flour dough flour yeast dough dough flour", "earth orbit comet orbit earth comet comet orbit"]
+    close, far = discriminator.score([user] * 2, [reference] * 2, candidates)
     assert close > far
 
 

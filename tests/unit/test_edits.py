@@ -19,10 +19,17 @@ DRAFT = (
     "Baking bread at home is a rewarding thing, and it fills the kitchen with a fine smell. First, mix flour with "
     "water. Then knead the dough."
 )
-SPEC = DataSpec(
-    max_new_tokens=96, num_train=300, num_development=20, num_heldout=200, num_policy=200, num_discriminator=50,
-    num_discriminator_test=50,
-)  # fmt: skip
+SPEC = DataSpec.model_validate(
+    dict(
+        max_new_tokens=96,
+        num_train=300,
+        num_development=20,
+        num_heldout=200,
+        num_policy=200,
+        num_discriminator=50,
+        num_discriminator_test=50,
+    )
+)
 
 # kind -> parameters and a draft that violates them
 VIOLATED: dict[str, tuple[dict[str, Any], str]] = {

@@ -48,9 +48,8 @@ def make_study(root: Path, tasks: list[str]) -> Path:
         Demonstration("train-0", "train", 0, "the po.", "the po.", (), (True,), 5),
     ]
     write_jsonl(root / "demonstrations/x/demonstrations.jsonl", [expert, *others])
-    for name, seed in (("models/tiny-x/weights", 0), ("runs/x/seed0/model", 1)):
-        models.save_model(*models.build_model(ModelSpec.model_validate(MODEL | {"seed": seed})), root / name)
-        write_whole((root / name).parent / "manifest.json", "{}")
+    for name in ("models/tiny-x", "runs/x/seed0"):
+        write_whole(root / name / "manifest.json", "{}")
     config = {
         "data": data, "sampler": SamplerSpec.model_validate({"kind": "hf", "max_sequences": 4}).model_dump(),
         "evaluation": {"tasks": tasks, "ifbench_max_new_tokens": 4}, "compute": "float32",
@@ -73,7 +72,12 @@ def make_study(root: Path, tasks: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
-    evaluate_study(make_study(root, ["heldout", "ifbench"]))
+    study_file = make_study(root, ["heldout", "ifbench"])
+    model, tokenizer = models.build_model(ModelSpec.model_validate(MODEL))
+    models.save_model(model, tokenizer, root / "models/tiny-x/weights")
+    models.initialize(model, seed=1, end_token_id=tokenizer.eos_token_id)
+    models.save_model(model, tokenizer, root / "runs/x/seed0/model")
+    evaluate_study(study_file)
     return root
 
 
@@ -96,7 +100,8 @@ def test_every_prompt_has_a_record_with_its_answer_and_verdicts(study: Path) -> 
             assert row["prompt_strict"] == all(row["strict"])
             assert 1 <= row["num_tokens"] <= 6
             assert row["truncated"] in (True, False)
-        assert rows[0]["strict"] == [True]  # six tokens are fewer than 1000 words
+        assert any(row["response"].strip() for row in rows)
+        assert rows[0]["strict"] == [bool(rows[0]["response"].strip())]  # six tokens are fewer than 1000 words
 
 
 def test_a_verdict_that_cannot_be_computed_is_left_out_and_counted(study: Path) -> None:

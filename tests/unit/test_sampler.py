@@ -95,13 +95,18 @@ def test_logprobs_are_those_of_a_full_forward(checkpoint: Path, sampler: HFSampl
         assert sample.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_end_token_is_kept_and_stops_its_row_alone(sampler: HFSampler) -> None:
-    samples = sampler.generate([[5, 6, 7]] * 32, seeds=list(range(32)), max_new_tokens=64, temperature=1.0)
+def test_the_end_token_is_kept_and_stops_its_row_alone(checkpoint: Path) -> None:
+    sampler = HFSampler(checkpoint, max_sequences=32, dtype="float32")
+    model = load_policy(checkpoint, dtype="float32")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[2, 0] += 6.0  # makes the end token likelier
+    sampler.push_weights(model.named_parameters())
+    samples = sampler.generate([[5, 6, 7]] * 32, seeds=list(range(32)), max_new_tokens=32, temperature=1.0)
     stopped = [s for s in samples if s.finish_reason == "stop"]
-    assert 16 <= len(stopped) <= 32  # ends about once in 40 tokens: about 80% within 64
+    assert 8 <= len(stopped) <= 32
     assert all(s.token_ids[-1] == 2 and 2 not in s.token_ids[:-1] for s in stopped)
-    assert all(len(s.token_ids) == 64 and 2 not in s.token_ids for s in samples if s.finish_reason == "length")
-    assert len({len(s.token_ids) for s in samples}) > 8
+    assert all(len(s.token_ids) == 32 and 2 not in s.token_ids for s in samples if s.finish_reason == "length")
+    assert len({len(s.token_ids) for s in samples}) > 4
     assert all(len(s.token_ids) == len(s.logprobs) for s in samples)
 
 

@@ -86,10 +86,17 @@ def test_what_cannot_be_mended_or_judged_is_dropped_with_a_reason() -> None:
 
 
 def test_discriminator_prompts_get_two_takes_and_the_others_one() -> None:
-    spec = DataSpec(
-        max_new_tokens=24, num_train=9, num_development=1, num_heldout=2, num_policy=3, num_discriminator=2,
-        num_discriminator_test=1,
-    )  # fmt: skip
+    spec = DataSpec.model_validate(
+        dict(
+            max_new_tokens=24,
+            num_train=9,
+            num_development=1,
+            num_heldout=2,
+            num_policy=3,
+            num_discriminator=2,
+            num_discriminator_test=1,
+        )
+    )
     prompts = [prompt(name=f"t{i}") for i in range(9)]
     todo = orders(prompts, [prompt(name="h0"), prompt(name="h1")], spec)
     assert [(order.prompt.id, order.take) for order in todo] == [
@@ -99,7 +106,7 @@ def test_discriminator_prompts_get_two_takes_and_the_others_one() -> None:
 
 
 def test_takes_draw_independent_drafts_and_long_ones_are_cut_and_flagged() -> None:
-    spec = TeacherSpec(drafts="canned", num_samples=3)
+    spec = TeacherSpec.model_validate(dict(drafts="canned", num_samples=3))
     todo = [Order(prompt(), 0), Order(prompt(), 1)]
 
     def drafts() -> list[Draft]:
@@ -127,7 +134,12 @@ def test_the_stage_writes_verified_demonstrations_and_one_row_per_kind(tmp_path:
     data = tmp_path / "data"
     for split, count in (("train", 40), ("heldout", 8)):
         write_jsonl(data / f"{split}.jsonl", generate_split(study.data, split, count))
-    config = {"teacher": study.teacher.model_dump(), "data": study.data.model_dump(), "sampler": {"kind": "hf"}}
+    config = {
+        "teacher": study.teacher.model_dump(),
+        "data": study.data.model_dump(),
+        "sampler": {"kind": "hf"},
+        "compute": "float32",
+    }
     directory = tmp_path / f"tiny-{content_hash(config)}"
     directory.mkdir()
     main(directory, config, model=model_directory, data=data)

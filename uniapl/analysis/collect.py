@@ -66,7 +66,7 @@ class Study:
     manifests: dict[str, dict[str, Any]]
     results: dict[str, dict[str, Any]]
     heldout_log: list[dict[str, Any]]
-    parts: dict[tuple[Any, ...], pd.DataFrame]
+    parts: dict[Any, pd.DataFrame]
 
     @property
     def models(self) -> dict[str, str]:
@@ -90,7 +90,8 @@ class Study:
 
     def answers_of(self, model: str, method: str, variant: str, task: str) -> pd.DataFrame:
         """Rows of one evaluation's task, all seeds."""
-        return self.parts.get((model, method, variant, task), self.answers.iloc[:0])
+        found = self.parts.get((model, method, variant, task))
+        return pd.DataFrame(columns=self.answers.columns) if found is None else found
 
     def evaluations(self, model: str, method: str, variant: str = MAIN) -> list[dict[str, Any]]:
         """Entries of study.json, one a seed."""
@@ -176,7 +177,7 @@ def prompt_scores(
     """
     chosen = study.answers_of(model, method, variant, task)
     if group != "all":
-        chosen = chosen[chosen["group"] == group]
+        chosen = chosen.loc[chosen["group"] == group]
     level, strictness = metric.split("_")
     hits, counts = [], []
     for judged, followed in zip(chosen[f"prompt_{strictness}"], chosen[strictness], strict=True):
@@ -199,10 +200,23 @@ def values(study: Study, model: str, method: str, *, task: str, column: str, var
 
 def expert_values(study: Study, model: str, method: str, *, column: str, variant: str = MAIN) -> Scores:
     """The expert's number per prompt as an evaluation recorded it, one row a seed of that evaluation."""
-    frame = study.expert
-    chosen = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["variant"] == variant)]
+    chosen = rows_of(study.expert, model, method, variant)
     numbers = [np.nan if value is None else float(value) for value in chosen[column]]
     return _crossed(chosen, numbers, [1.0] * len(numbers), fixed=method == BASE)
+
+
+def rows_of(frame: pd.DataFrame, model: str, method: str, variant: str = MAIN) -> pd.DataFrame:
+    """Rows of one model, method and variant, all seeds."""
+    return frame.loc[(frame["model"] == model) & (frame["method"] == method) & (frame["variant"] == variant)]
+
+
+def curve_of(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> dict[int, float]:
+    """A metric by step of its stage, mean over the seeds that have a value there."""
+    found: dict[int, list[float]] = {}
+    for row in rows_of(study.metrics, model, method, variant).to_dict("records"):
+        if row.get(metric) is not None:
+            found.setdefault(int(row["step"]), []).append(float(row[metric]))
+    return {step: sum(values) / len(values) for step, values in sorted(found.items())}
 
 
 def common(*scores: Scores) -> tuple[Scores, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import pandas as pd
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from uniapl.analysis.collect import MAIN, Study
+from uniapl.analysis.collect import MAIN, Study, curve_of
 from uniapl.analysis.labels import colour, marker, marker_size, short_label
 
 WIDTH_INCHES = 7.0
@@ -26,18 +27,17 @@ CURVES = {
 def figure3(study: Study, model: str) -> tuple[Figure, str]:
     """Training curves, one line a method: mean over seeds, light as measured, dark smoothed."""
     methods = study.methods(model)
-    frame = study.metrics[(study.metrics["model"] == model) & (study.metrics["variant"] == MAIN)]
     figure, grid = plt.subplots(2, 3, figsize=(WIDTH_INCHES, 3.9), layout="constrained", sharex=True)
-    drawn: dict[str, plt.Line2D] = {}
+    drawn: dict[str, Line2D] = {}
     for ax, (metric, title) in zip(grid.ravel(), CURVES.items(), strict=True):
         for method in methods:
-            curve = _mean_over_seeds(frame[frame["method"] == method], metric)
-            if curve.empty:
+            curve = curve_of(study, model, method, metric)
+            if not curve:
                 continue
             shown, symbol = colour(method, methods), marker(method, methods)
             size = 0.7 * marker_size(method, methods)
             _draw(ax, curve, _first_step(study, model, method), shown, symbol, size)
-            drawn[method] = plt.Line2D([], [], color=shown, marker=symbol, markersize=size)
+            drawn[method] = Line2D([], [], color=shown, marker=symbol, markersize=size)
         ax.set_title(title, loc="left")
         ax.grid(color="#eeeeee", linewidth=0.5)
         ax.set_axisbelow(True)
@@ -59,28 +59,19 @@ def figure3(study: Study, model: str) -> tuple[Figure, str]:
 
 def _first_step(study: Study, model: str, method: str) -> int:
     """Steps that the stages before the last one took."""
-    chosen = study.runs[
-        (study.runs["model"] == model) & (study.runs["method"] == method) & (study.runs["variant"] == MAIN)
-    ]
-    parents = study.runs[study.runs["directory"].isin(chosen["parent"].dropna())]
-    return int(parents["steps"].max()) if len(parents) else 0
+    runs = study.runs.to_dict("records")
+    parents = {r["parent"] for r in runs if (r["model"], r["method"], r["variant"]) == (model, method, MAIN)}
+    return max((int(r["steps"]) for r in runs if r["directory"] in parents), default=0)
 
 
-def _mean_over_seeds(frame: pd.DataFrame, metric: str) -> pd.Series:
-    """Values by step where every seed has one; steps of the stage, from 1."""
-    if metric not in frame or frame.empty:
-        return pd.Series(dtype=float)
-    known = frame[frame[metric].notna()]
-    return known.groupby(known["step"].astype(int))[metric].apply(lambda column: column.astype(float).mean())
-
-
-def _draw(ax: Axes, curve: pd.Series, offset: int, shown: str, symbol: str, size: float) -> None:
+def _draw(ax: Axes, curve: dict[int, float], offset: int, shown: str, symbol: str, size: float) -> None:
     """Draw one curve: smoothed where most steps have a value, else its points."""
-    steps, heights = curve.index.to_numpy() + offset, curve.to_numpy(dtype=float)
-    often = len(steps) > MEASURED_OFTEN * (curve.index.max() - curve.index.min() + 1)
+    steps, heights = np.array(list(curve)) + offset, np.array(list(curve.values()))
+    often = len(steps) > MEASURED_OFTEN * (steps[-1] - steps[0] + 1)
     if often and len(steps) > SMOOTHED_STEPS:
         ax.plot(steps, heights, color=shown, alpha=0.28, linewidth=0.8)
-        smooth = pd.Series(heights).rolling(SMOOTHED_STEPS, center=True, min_periods=1).mean()
+        half = SMOOTHED_STEPS // 2
+        smooth = [heights[max(0, i - half) : i + half + 1].mean() for i in range(len(heights))]
         ax.plot(steps, smooth, color=shown)
     else:
         ax.plot(steps, heights, color=shown, marker=symbol, markersize=size, linewidth=0.9)

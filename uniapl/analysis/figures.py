@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -23,6 +24,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from scipy import stats as distributions
 
 from uniapl.analysis import comparisons
@@ -36,7 +40,7 @@ WIDTH_INCHES = 7.0  # text width of a two-column paper
 PANELS_PER_ROW = 3
 DENSITY_POINTS = 256
 LENGTH_BINS = 16
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -123,7 +127,7 @@ def figure2(study: Study, model: str) -> tuple[Figure, str]:
             ax.set_xlim(points[0], points[-1])
             ax.set_yticks([])
             ax.spines["left"].set_visible(False)
-            ax.xaxis.set_major_locator(plt.MaxNLocator(3))
+            ax.xaxis.set_major_locator(MaxNLocator(3))
         axes[0].set_ylabel("under the\nbase model" if column == "logprob_base" else "under the\ntrained model")
         _same_height(axes)
     figure.supxlabel("Mean token log-prob of an answer, nats", fontsize=8)
@@ -185,7 +189,7 @@ def figure4(study: Study, model: str) -> tuple[Figure, str]:
     axes[0][0].set_ylim(-0.6, len(methods) - 0.4)
     figure.supxlabel("Strict accuracy, %", fontsize=8)
     handles = [
-        plt.Line2D([], [], linestyle="", marker="o", color="#222222", markerfacecolor=f, markersize=5)
+        Line2D([], [], linestyle="", marker="o", color="#222222", markerfacecolor=f, markersize=5)
         for f in ("#222222", "white")
     ]
     figure.legend(handles, ["prompts", "instructions"], loc="outside lower right", ncols=2)
@@ -237,9 +241,9 @@ def _histogram(ax: Axes, numbers: np.ndarray, edges: np.ndarray, shown: str, *, 
     weights = np.full(numbers.size, 1 / numbers.size)
     clipped = np.clip(numbers, edges[0], edges[-1])
     if filled:
-        ax.hist(clipped, edges, weights=weights, color=shown, alpha=0.45, linewidth=0)
+        ax.hist(clipped, list(edges), weights=weights, color=shown, alpha=0.45, linewidth=0)
     else:
-        ax.hist(clipped, edges, weights=weights, histtype="step", color=shown, linewidth=1.3)
+        ax.hist(clipped, list(edges), weights=weights, histtype="step", color=shown, linewidth=1.3)
 
 
 def _density(ax: Axes, numbers: np.ndarray, points: np.ndarray, shown: str, *, filled: bool) -> None:
@@ -281,8 +285,8 @@ def _outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
 
 def _expert_legend(figure: Figure) -> None:
     handles = [
-        plt.Rectangle((0, 0), 1, 1, color=EXPERT_COLOUR, alpha=0.45, linewidth=0),
-        plt.Line2D([], [], color="#222222"),
+        Rectangle((0, 0), 1, 1, color=EXPERT_COLOUR, alpha=0.45, linewidth=0),
+        Line2D([], [], color="#222222"),
     ]
     figure.legend(handles, ["expert", "method"], loc="outside upper right", ncols=2, borderaxespad=0.2)
 

@@ -65,7 +65,7 @@ def ratio(hits: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def wilson(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
     """Wilson's interval of a proportion."""
-    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    low, high = np.asarray(proportion_confint(successes, n, alpha=1 - confidence, method="wilson"))
     return float(low), float(high)
 
 
@@ -124,13 +124,11 @@ def two_way(values_SP: np.ndarray, *, confidence: float) -> tuple[float, float, 
     return mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, df))
 
 
-def crossed_bootstrap(values_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> tuple[float, float]:
+def crossed_bootstrap(values_SP: np.ndarray, *, draws: Resampling) -> tuple[float, float]:
     """Percentile interval of the mean, seeds and prompts resampled independently of each other."""
     S, P = values_SP.shape
-    rng = draws.rng("crossed", *names)
-    seeds_RS = rng.integers(0, S, (draws.num_resamples, S))
-    prompts_RP = rng.integers(0, P, (draws.num_resamples, P))
-    means = [values_SP[np.ix_(s, p)].mean() for s, p in zip(seeds_RS, prompts_RP, strict=True)]
+    weights = _bootstrap_weights(S, P, draws)
+    means = ((weights.prompts_RP @ values_SP.T) * weights.seeds_RS).sum(axis=1) / (S * P)
     low, high = np.quantile(means, _tails(draws.confidence))
     return float(low), float(high)
 
@@ -142,7 +140,7 @@ def accuracy(hits_SP: np.ndarray, counts_SP: np.ndarray, *, draws: Resampling, n
         return EMPTY
     value = float(ratio(hits_SP.ravel(), counts_SP.ravel()))
     if S > 1:
-        return _several_seeds(value, _linearised(hits_SP, counts_SP, value), draws, names)
+        return _several_seeds(value, _linearised(hits_SP, counts_SP, value), draws)
     if (counts_SP == 1).all() and np.isin(hits_SP, (0, 1)).all():
         low, high = wilson(int(hits_SP.sum()), P, confidence=draws.confidence)
         return Estimate(value, low, high, P, "Wilson")
@@ -169,7 +167,7 @@ def paired_difference(
     difference_SP = hits_SP - other_SP
     value = float(ratio(difference_SP.ravel(), counts_SP.ravel()))
     if S > 1:
-        return _several_seeds(value, difference_SP / counts_SP.mean(), draws, names, test="two-way t")
+        return _several_seeds(value, difference_SP / counts_SP.mean(), draws, test="two-way t")
     binary = (counts_SP == 1).all() and np.isin(hits_SP, (0, 1)).all() and np.isin(other_SP, (0, 1)).all()
     if binary:
         p, test = mcnemar_p(hits_SP[0], other_SP[0]), "McNemar"
@@ -185,7 +183,7 @@ def mcnemar_p(hits_P: np.ndarray, other_P: np.ndarray) -> float:
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     if table[0][1] + table[1][0] == 0:
         return 1.0
-    return float(mcnemar(table, exact=True).pvalue)
+    return float(vars(mcnemar(table, exact=True))["pvalue"])
 
 
 def sign_flip_p(difference_P: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> float:
@@ -209,9 +207,8 @@ def holm(p_values: Sequence[float], *, confidence: float) -> list[float]:
     adjusted = [NAN] * len(p_values)
     known = [i for i, p in enumerate(p_values) if math.isfinite(p)]
     if known:
-        for i, p in zip(
-            known, multipletests([p_values[i] for i in known], alpha=1 - confidence, method="holm")[1], strict=True
-        ):
+        corrected = np.asarray(multipletests([p_values[i] for i in known], alpha=1 - confidence, method="holm")[1])
+        for i, p in zip(known, corrected, strict=True):
             adjusted[i] = float(p)
     return adjusted
 
@@ -306,14 +303,12 @@ def distance_reduction(
     return Estimate(value, low, high, P, "bootstrap over prompts", p=p, test="permutation")
 
 
-def _several_seeds(
-    value: float, values_SP: np.ndarray, draws: Resampling, names: Sequence[str], *, test: str = ""
-) -> Estimate:
+def _several_seeds(value: float, values_SP: np.ndarray, draws: Resampling, *, test: str = "") -> Estimate:
     S, P = values_SP.shape
     if P < 2:
         return Estimate(value, NAN, NAN, P, "none")
     low, high, p = two_way(values_SP, confidence=draws.confidence)
-    bootstrap_low, bootstrap_high = crossed_bootstrap(values_SP, draws=draws, names=names)
+    bootstrap_low, bootstrap_high = crossed_bootstrap(values_SP, draws=draws)
     return Estimate(
         value, low, high, P, f"two-way t ({S} seeds x prompts)", p=p if test else NAN, test=test,
         bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high,
@@ -325,7 +320,7 @@ def _linearised(hits_SP: np.ndarray, counts_SP: np.ndarray, value: float) -> np.
     return (hits_SP - value * counts_SP) / counts_SP.mean() + value
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _bootstrap_weights(S: int, P: int, draws: Resampling) -> Weights:
     """Prompts and seeds drawn with replacement, independently; the same draws for every method."""
     rng = draws.rng("prompts", P, "seeds", S)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.claims import findings
-from uniapl.analysis.collect import MAIN, Study, read_study
+from uniapl.analysis.collect import MAIN, Study, curve_of, read_study, rows_of
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.facts import table5
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
@@ -82,13 +82,9 @@ def _methods(study: Study) -> Iterator[tuple[str, str]]:
 
 def _costs(study: Study, model: str, method: str) -> dict[str, float]:
     """Mean over seeds of what a method cost with all its stages; empty for base."""
-    runs = study.runs
-    chosen = runs[(runs["model"] == model) & (runs["method"] == method) & (runs["variant"] == MAIN)]
-    if chosen.empty:
-        return {}
-    return {
-        c: float(chosen[c].astype(float).mean()) for c in ("steps", "tokens_trained", "tokens_generated", "seconds")
-    }
+    runs = rows_of(study.runs, model, method).to_dict("records")
+    columns = ("steps", "tokens_trained", "tokens_generated", "seconds") if runs else ()
+    return {c: sum(float(run[c]) for run in runs) / len(runs) for c in columns}
 
 
 def table1(study: Study) -> Table:
@@ -119,10 +115,9 @@ def table1(study: Study) -> Table:
 
 def _sizes(study: Study, of: Evaluation, judged: list[int]) -> str:
     """How many prompts stand behind a section, and how many could not be judged."""
-    frame = study.answers[(study.answers["task"] == of.task) & (study.answers["variant"] == MAIN)]
-    asked = (
-        frame["prompt_id"].nunique() if of.group == "all" else frame[frame["group"] == of.group]["prompt_id"].nunique()
-    )
+    frame = study.answers[["task", "variant", "group", "prompt_id"]]
+    rows = {tuple(row) for row in frame.itertuples(index=False, name=None)}
+    asked = len({p for t, v, g, p in rows if (t, v) == (of.task, MAIN) and of.group in ("all", g)})
     fewest = min((size for size in judged if size), default=0)
     return f"{asked} prompts" + (f", {asked - fewest} of them not computed" if fewest < asked else "")
 
@@ -174,9 +169,9 @@ def _interval_note(study: Study) -> str:
 def _table1_note() -> str:
     return (
         "Differences are paired by prompt, in percentage points; p by McNemar's exact test (one seed, prompts), by"
-        " exchanging the two systems within prompts (one seed, instructions) or by the two-way t test (several seeds). They are not adjusted for the number of comparisons; Table 2's"
-        " are. Prompts whose verdict could not be computed are left out, never counted as failed. Loose accuracies and"
-        " the crossed bootstrap stand in the csv."
+        " exchanging the two systems within prompts (one seed, instructions) or by the two-way t test (several seeds)."
+        " They are not adjusted for the number of comparisons; Table 2's are. Prompts whose verdict could not be"
+        " computed are left out, never counted as failed. Loose accuracies and the crossed bootstrap stand in the csv."
     )
 
 
@@ -423,13 +418,9 @@ def table6(study: Study) -> Table:
 
 
 def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[str, float]:
-    frame = study.metrics
-    chosen = frame[(frame["model"] == model) & (frame["method"] == method) & (frame["variant"] == variant)]
-    last = {}
-    for key in ("kl/start_nats", "entropy/mean_nats"):
-        known = chosen[chosen[key].notna()] if key in chosen else chosen.iloc[:0]
-        last[key] = float(known.groupby("seed")[key].last().astype(float).mean()) if len(known) else math.nan
-    return last
+    """The last value that training recorded, NaN where there is none."""
+    curves = {k: curve_of(study, model, method, k, variant=variant) for k in ("kl/start_nats", "entropy/mean_nats")}
+    return {key: list(curve.values())[-1] if curve else math.nan for key, curve in curves.items()}
 
 
 def all_tables(study: Study) -> list[Table]:

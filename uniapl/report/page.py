@@ -58,6 +58,8 @@ LIMITS = {
 }
 VERDICTS = (NOT_SUPPORTED, SUPPORTED, INCONCLUSIVE, NOT_RUN)
 LISTED_LOG_ROWS = 60
+LOG_COLUMNS = ("time", "model", "method", "variant", "seed", "task", "prompt_strict", "commit")
+LOG_CHARACTERS = 25  # a commit is known by its beginning
 GIB = 1 << 30
 
 
@@ -237,16 +239,13 @@ def _plain(value: Any) -> str:
 
 
 def _log(study: Study) -> Grid | None:
-    """The held-out log's last rows, scalar fields only."""
+    """The held-out log's last rows."""
     rows = study.heldout_log[-LISTED_LOG_ROWS:]
-    columns = list(
-        dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, (str, int, float, type(None))))
-    )
+    columns = [column for column in LOG_COLUMNS if any(column in row for row in rows)]
     if not columns:
         return None
-    return Grid(
-        [escape(c.replace("_", " ")) for c in columns], [[escape(_plain(row.get(c))) for c in columns] for row in rows]
-    )
+    cells = [[escape(_plain(row.get(column))[:LOG_CHARACTERS]) for column in columns] for row in rows]
+    return Grid([escape(column.replace("_", " ")) for column in columns], cells)
 
 
 def _manifests(study: Study) -> Grid:

@@ -19,7 +19,7 @@ from uniapl.records import Constraint
 
 
 def load(*, data_directory: str, split: str, **_: Any) -> dict[str, Dataset]:
-    """The prompts of one split as lm-eval's test split; constraints as one JSON text, since their parameters have no common schema."""
+    """The prompts of one split; constraints as one JSON text, since their parameters have no common schema."""
     rows = [
         {
             "prompt_id": prompt.id,

@@ -15,6 +15,7 @@ from uniapl.provenance import content_hash
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch on CPU takes large pages: fewer page faults
 
 # ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
 try:

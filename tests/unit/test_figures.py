@@ -1,0 +1,67 @@
+"""Figures from a synthetic study: announced files, identical bytes, captions, one colour a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl.analysis import figures
+from uniapl.analysis.collect import curve_of, read_study
+from uniapl.analysis.labels import colour, marker
+from uniapl.analysis.outputs import figure_files
+
+Builder = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pixels, for speed."""
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 60)
+
+
+def test_all_figures_are_written_twice_with_the_same_bytes(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path)
+    for output in ("first", "second"):
+        figures.main(tmp_path, tmp_path / output)
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == sorted(figure_files(index))
+    for name in figure_files(index):
+        content = (tmp_path / "first" / name).read_bytes()
+        assert content == (tmp_path / "second" / name).read_bytes()
+        assert b"CreationDate" not in content
+
+
+def test_every_model_has_figures_of_its_own(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, models=("tiny", "small"), methods=("sft",))
+    figures.main(tmp_path, tmp_path / "figures")
+    assert {"figure1_tiny.png", "figure4_small.pdf"} <= set(figure_files(index))
+    assert (tmp_path / "figures/figure3_small.png").stat().st_size > 5_000
+
+
+def test_the_share_cut_stands_under_figure_1(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("grpo",))
+    figures.main(tmp_path, tmp_path / "figures")
+    caption = (tmp_path / "figures/figure1_smollm2_135m.txt").read_text()
+    assert "cut at 40 tokens; share cut: Base 15.0%, GRPO 0.0%, expert 0.0%" in caption  # 3 of 20
+
+
+@pytest.mark.parametrize("tasks", [("ifbench",), ("heldout",)])
+def test_figures_stand_without_a_task(tmp_path: Path, study_builder: Builder, tasks: tuple[str, ...]) -> None:
+    index = study_builder(tmp_path, tasks=tasks, methods=("uniapl",))
+    figures.main(tmp_path, tmp_path / "figures")
+    assert all((tmp_path / "figures" / name).exists() for name in figure_files(index))
+
+
+def test_curves_are_means_over_seeds_and_skip_steps_without_a_value(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, seeds=(0, 1))
+    study = read_study(tmp_path)
+    assert curve_of(study, "smollm2_135m", "grpo", "kl/start_nats") == pytest.approx({2: 0.02, 4: 0.04, 6: 0.06})
+    assert curve_of(study, "smollm2_135m", "sft", "reward/mean") == {}
+
+
+def test_no_two_methods_share_colour_or_marker() -> None:
+    methods = ["base", "sft", "grpo", "sft.grpo", "uniapl", "grpo.grpo", "chord", "a_grpo", "a_sft"]
+    assert len({colour(m, methods) for m in methods}) == len(methods)
+    assert len({marker(m, methods) for m in methods}) == len(methods)

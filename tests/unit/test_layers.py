@@ -1,0 +1,159 @@
+"""Config layers: later ones win, and whatever does not fit is one line with file, key, value and remedy."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl import layers
+from uniapl.config import ConfigError
+from uniapl.layers import load_ablation, load_model, load_stage, load_study, merge
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of config/ that a test may spoil."""
+    copy = tmp_path / "config"
+    shutil.copytree(layers.CONFIG, copy)
+    monkeypatch.setattr(layers, "CONFIG", copy)
+    return copy
+
+
+def error_of(scale: str = "smoke", **overrides: Any) -> str:
+    """The message of a study that must not resolve: always one line."""
+    with pytest.raises(ConfigError) as raised:
+        load_study(scale, overrides)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, f"{old!r} is not in {path.name}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_later_layers_win_key_by_key_and_lists_are_replaced() -> None:
+    merged = merge({"a": {"x": 1, "y": [1, 2]}, "b": 1}, {"a": {"y": [3]}, "c": 2})
+    assert merged == {"a": {"x": 1, "y": [3]}, "b": 1, "c": 2}
+
+
+def test_the_command_line_overrules_the_scale_and_the_scale_the_method() -> None:
+    assert load_study("smoke").stages["grpo"].steps == 3  # config/smoke.yaml; its method file says 30
+    assert load_stage("grpo", [], "tests").steps == 30
+    study = load_study("smoke", {"stages": {"grpo": {"steps": 7}}, "seeds": "3,4"})
+    assert study.stages["grpo"].steps == 7
+    assert study.stages["sft"].steps == 3
+    assert study.seeds == (3, 4)
+
+
+def test_models_methods_and_evals_are_short_hands() -> None:
+    study = load_study("smoke", {"models": "small_qwen3", "methods": "sft,sft.grpo", "evals": "heldout"})
+    assert [m.name for m in study.models] == ["small_qwen3"]
+    assert study.methods == ("sft", "sft.grpo")
+    assert study.evaluation.tasks == ("heldout",)
+
+
+def test_an_unknown_key_names_file_and_the_key_that_was_meant(config: Path) -> None:
+    replace(config / "smoke.yaml", "probe_every:", "probe_evry:")
+    message = error_of()
+    assert message.startswith("config/smoke.yaml: train.probe_evry = 2: unknown key; did you mean 'probe_every'?")
+
+
+def test_an_unknown_key_of_a_method_names_its_file(config: Path) -> None:
+    with open(config / "methods" / "grpo.yaml", "a") as file:
+        file.write("lamda_adv: 0.1\n")
+    message = error_of()
+    assert message == "config/methods/grpo.yaml: stages.grpo.lamda_adv = 0.1: unknown key; did you mean 'lambda_adv'?"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ({"train": {"micro_batch_tokens": "many"}}, ["--config: train.micro_batch_tokens = 'many'", "valid integer"]),
+        ({"stages": {"grpo": {"steps": -1}}}, ["--config: stages.grpo.steps = -1", "greater than or equal to 0"]),
+        (
+            {"stages": {"uniapl": {"lambda_adv": -0.2}}},
+            ["stages.uniapl.lambda_adv = -0.2", "greater than or equal to 0"],
+        ),
+        ({"stages": {"grpo": {"learning_rate": ".nan"}}}, ["stages.grpo.learning_rate", "'.nan'"]),
+        ({"stages": {"grpo": {"rollouts_per_prompt": 1}}}, ["stages.grpo.rollouts_per_prompt = 1", "2"]),
+        ({"sampler": {"kind": "sglang"}}, ["--config: sampler.kind = 'sglang'", "'vllm'"]),
+    ],
+)
+def test_a_wrong_value_names_layer_key_and_value(overrides: dict[str, Any], parts: list[str]) -> None:
+    message = error_of(**overrides)
+    for part in parts:
+        assert part in message
+    assert message.endswith("change this value")
+
+
+def test_a_yaml_syntax_error_names_file_and_line(config: Path) -> None:
+    (config / "smoke.yaml").write_text("models: [tiny_qwen3]\nstages:\n  sft: {steps: 3\n  grpo: {steps: 3}\n")
+    assert re.match(r"config/smoke\.yaml:4: not valid YAML: .*; mend this line", error_of())
+
+
+def test_yaml_that_is_no_mapping_is_refused(config: Path) -> None:
+    (config / "methods" / "grpo.yaml").write_text("- 1\n")
+    assert error_of() == "config/methods/grpo.yaml: expected keys and values, found list"
+
+
+def test_an_unknown_method_names_the_known_ones_and_how_to_add_one() -> None:
+    message = error_of(methods="grpo,gropo")
+    assert message.startswith("--config: unknown method 'gropo'; known: a_grpo, a_sft, chord, grpo, sft, uniapl")
+    assert "add config/methods/gropo.yaml" in message
+    assert "unknown method 'dpo'" in error_of(methods="sft.dpo")
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    message = error_of(models="tiny_qwen4")
+    assert message.startswith("--config: models = 'tiny_qwen4': unknown; known: ")
+    assert "tiny_qwen3" in message
+
+
+def test_a_model_may_be_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+    folder = load_model(str(tmp_path), "tests")
+    assert (folder.source, folder.location) == ("path", str(tmp_path.resolve()))
+    hub = load_model("Some/Model-1B@0123abc", "tests")
+    assert (hub.source, hub.location, hub.revision) == ("hub", "Some/Model-1B", "0123abc")
+
+
+def test_an_unknown_stage_teacher_or_ablation_is_named() -> None:
+    assert "stages.gropo: unknown stage" in error_of(stages={"gropo": {"steps": 1}})
+    assert "teacher.name = 'oracle': unknown" in error_of(teacher={"name": "oracle"})
+    assert "ablations = 'lambda': unknown; known: " in error_of(ablations="lambda")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"stages": {"sft": {"mu": 1.5}}}, "mu = 1.5 is above 1"),
+        ({"stages": {"sft": {"mu": {"peak": 0.5, "valley": 1.5}}}}, "mu = 1.5 is above 1"),
+        ({"stages": {"sft": {"adversarial_as": "reward"}}}, "adversarial_as: reward needs mu below 1"),
+        ({"data": {"num_policy": 400}}, "num_policy + num_discriminator + num_discriminator_test = 416 is more than"),
+    ],
+)
+def test_an_impossible_combination_is_one_line_that_says_why(overrides: dict[str, Any], reason: str) -> None:
+    message = error_of(**overrides)
+    assert message.startswith("--config: ")
+    assert reason in message
+
+
+def test_an_override_of_a_path_is_checked_like_the_stage() -> None:
+    assert "unknown key; did you mean 'steps'?" in error_of(paths={"grpo.grpo": {"stepz": 1}})
+
+
+def test_an_ablation_needs_exactly_its_three_keys(config: Path) -> None:
+    (config / "ablations" / "odd.yaml").write_text("title: odd\nmethod: grpo\nvariant: {}\n")
+    with pytest.raises(ConfigError, match="expected exactly the keys title, method, variants; found .*'variant'"):
+        load_ablation("odd", "tests")
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop"])
+def test_every_scale_resolves_with_every_method_and_ablation(scale: str) -> None:
+    study = load_study(scale, {"methods": layers.available("methods"), "ablations": layers.available("ablations")})
+    assert set(layers.available("methods")) <= set(study.stages)

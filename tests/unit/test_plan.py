@@ -1,0 +1,127 @@
+"""From a study to directories: what can change a result is in the hash, shared beginnings are made once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl.config import ConfigError
+from uniapl.layers import load_study
+from uniapl.plan import Plan, Run, make_plan, stage_of_path, write_configs
+from uniapl.provenance import content_hash, read_config
+
+
+def plan_of(root: Path, **overrides: Any) -> Plan:
+    choices = {"models": "tiny_qwen3", "methods": "sft,grpo,sft.grpo,uniapl"} | overrides
+    return make_plan(load_study("smoke", choices), root, sampler="hf", compute="float32")
+
+
+def run_of(plan: Plan, path: str, variant: str = "main", seed: int = 0) -> Run:
+    (run,) = [r for r in plan.runs if (".".join(r.path), r.variant, r.seed) == (path, variant, seed)]
+    return run
+
+
+def test_runs_that_begin_alike_share_the_beginning(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="sft,sft.grpo,sft.uniapl")
+    assert [".".join(run.path) for run in plan.runs] == ["sft", "sft.grpo", "sft.uniapl"]  # sft once, parents first
+    assert run_of(plan, "sft.grpo").parent is not None
+    assert run_of(plan, "sft.grpo").parent == run_of(plan, "sft.uniapl").parent == run_of(plan, "sft")
+
+
+def test_the_beginning_of_a_path_is_made_even_where_it_is_no_method_of_the_study(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="sft.grpo")
+    assert [".".join(run.path) for run in plan.runs] == ["sft", "sft.grpo"]
+    assert {e.label for e in plan.evaluations} == {"base", "sft.grpo"}
+
+
+def test_a_changed_learning_rate_is_another_directory_and_what_does_not_hang_on_it_stays(tmp_path: Path) -> None:
+    before, after = plan_of(tmp_path), plan_of(tmp_path, stages={"grpo": {"learning_rate": 2e-3}})
+    for path, same in (("sft", True), ("uniapl", True), ("grpo", False), ("sft.grpo", False)):
+        assert (run_of(before, path).directory == run_of(after, path).directory) is same, path
+    assert before.data == after.data
+    assert before.discriminators == after.discriminators
+
+
+def test_a_changed_beginning_changes_every_path_that_goes_through_it(tmp_path: Path) -> None:
+    before, after = plan_of(tmp_path), plan_of(tmp_path, stages={"sft": {"learning_rate": 2e-3}})
+    for path, same in (("sft", False), ("sft.grpo", False), ("grpo", True)):
+        assert (run_of(before, path).directory == run_of(after, path).directory) is same, path
+
+
+def test_changed_data_or_compute_changes_every_run_and_titles_none(tmp_path: Path) -> None:
+    before = plan_of(tmp_path)
+    other_data = plan_of(tmp_path, data={"seed": 1})
+    other_title = plan_of(tmp_path, stages={"grpo": {"title": "renamed"}})
+    bfloat16 = make_plan(before.study, tmp_path, sampler="hf", compute="bfloat16")
+    for run in before.runs:
+        path = ".".join(run.path)
+        assert run_of(other_data, path).directory != run.directory
+        assert run_of(bfloat16, path).directory != run.directory
+        assert run_of(other_title, path).directory == run.directory
+
+
+def test_a_directory_says_model_path_variant_hash_and_seed(tmp_path: Path) -> None:
+    run = run_of(plan_of(tmp_path, seeds="5"), "sft.grpo", seed=5)
+    tail = f"smoke/runs/tiny_qwen3/sft.grpo/main-{content_hash(run.config)}/seed5"
+    assert run.directory == tmp_path / tail
+    assert [stage["name"] for stage in run.config["path"]] == ["sft", "grpo"]
+    assert run.config["seed"] == 5
+
+
+def test_a_path_may_override_its_last_stage_alone(tmp_path: Path) -> None:
+    study = load_study("smoke", {"methods": "grpo,grpo.grpo", "paths": {"grpo.grpo": {"steps": 2}}})
+    assert stage_of_path(study, ("grpo", "grpo")).steps == 2
+    assert stage_of_path(study, ("grpo",)).steps == 3
+    plan = make_plan(study, tmp_path, sampler="hf", compute="float32")
+    longer = next(r for r in plan.runs if r.path == ("grpo", "grpo"))
+    assert [stage["steps"] for stage in longer.config["path"]] == [3, 2]
+
+
+def test_an_ablations_variants_are_runs_of_their_own_per_seed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="uniapl", ablations="adversarial_as", seeds="0,1")
+    variants = {(r.variant, r.seed) for r in plan.runs}
+    names = ("main", "adversarial_as.loss", "adversarial_as.reward")
+    assert variants == {(name, seed) for name in names for seed in (0, 1)}
+    assert run_of(plan, "uniapl", "adversarial_as.reward").config["path"][0]["adversarial_as"] == "reward"
+    assert len({r.directory for r in plan.runs}) == 6
+
+
+def test_configs_are_written_once_and_their_hash_is_the_directorys(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    times = {a.config_file: a.config_file.stat().st_mtime_ns for a in plan.artifacts()}
+    index_time = plan.study_file.stat().st_mtime_ns
+    assert len(times) == len(plan.artifacts()) > 8
+    write_configs(plan_of(tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert plan.study_file.stat().st_mtime_ns == index_time
+    for artifact in plan.artifacts():
+        assert read_config(artifact.directory) == json.loads(json.dumps(artifact.config))
+
+
+def test_a_config_edited_by_hand_is_one_error_that_says_how_to_mend_it(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    path = run_of(plan, "grpo").config_file
+    path.write_text(path.read_text().replace('"steps": 3', '"steps": 4'))
+    with pytest.raises(ConfigError, match="was edited: its hash is .* restore it") as raised:
+        write_configs(plan)
+    assert str(path) in str(raised.value)
+    path.unlink()
+    write_configs(plan)
+    assert read_config(path.parent)["path"][0]["steps"] == 3
+
+
+def test_the_index_names_every_run_and_evaluation_relative_to_the_root(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    write_configs(plan)
+    index = json.loads(plan.study_file.read_text())
+    assert [run["path"] for run in index["runs"]] == [["sft"], ["grpo"], ["sft", "grpo"], ["uniapl"]]
+    assert index["runs"][2]["parent"] == index["runs"][0]["directory"]
+    assert [e["method"] for e in index["evaluations"]] == ["base", "sft", "grpo", "sft.grpo", "uniapl"]
+    assert index["evaluations"][0]["run"] is None
+    for entry in (*index["runs"], *index["evaluations"]):
+        assert (plan.root / entry["directory"] / "config.json").exists()

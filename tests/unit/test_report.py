@@ -1,0 +1,141 @@
+"""The page: everything inside it, nothing outside, honest about what was not run."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl.analysis import tables
+from uniapl.analysis.outputs import figure_files
+from uniapl.report.__main__ import main
+from uniapl.report.page import Grid, read_table
+
+Builder = Callable[..., dict[str, Any]]
+
+
+class Links(html.parser.HTMLParser):
+    """Targets of links, images and styles, and the tags left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.ids: set[str] = set()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.targets.append(value or "")
+            if name == "id":
+                self.ids.add(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page_of(root: Path) -> str:
+    """Real tables; drawing is test_figures' part, so that the figures are a few bytes each."""
+    tables.main(root, root / "tables")
+    (root / "figures").mkdir(exist_ok=True)
+    for name in figure_files(json.loads((root / "study.json").read_text())):
+        (root / "figures" / name).write_bytes(f"content of {name}".encode())
+    main(root, root / "tables", root / "figures", root / "report.html")
+    return (root / "report.html").read_text()
+
+
+def test_the_page_is_one_file_whose_contents_lead_somewhere(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    page = page_of(tmp_path)
+    links = Links()
+    links.feed(page)
+    assert links.open == []
+    outside = [t for t in links.targets if not t.startswith(("data:", "#"))]
+    assert outside == []
+    inside = {t[1:] for t in links.targets if t.startswith("#")}
+    assert len(inside) == 10
+    assert inside <= links.ids
+    assert sum(t.startswith("data:image/png;base64,") for t in links.targets) == 4
+
+
+def test_the_page_says_what_is_not_replicated_and_how_it_was_made(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, auc=0.5)
+    (tmp_path / "heldout_log.jsonl").write_text(
+        json.dumps({"method": "grpo", "seed": 0}) + "\n" + json.dumps({"method": "sft"}) + "\n"
+    )
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks/train_grpo.tsv").write_text("s\th:m:s\tmax_rss\n421.3\t0:07:01\t2048\n")
+    page = page_of(tmp_path)
+    for said in (
+        "Qwen3 results are not reproduced here", "There is one training seed", "carries no usable signal",
+        "The log of held-out evaluations has 2", "c0ffee", "torch 2.11.0", "a processor, 2 cores, 16 GiB", "421",
+        "train_grpo",
+        "UniAPL minus GRPO is +40.0", '<span class="verdict not-run">not run</span>',
+    ):  # fmt: skip
+        assert said in page, said
+
+
+def test_two_models_and_ablations_are_shown(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, models=("tiny", "small"), methods=("grpo", "uniapl"), variants={"lambda_adv.5": 2})
+    page = page_of(tmp_path)
+    assert page.count("data:image/png;base64,") == 8
+    assert "Table 6. Ablations" in page
+    assert "No log of held-out evaluations" in page
+
+
+def test_the_same_study_gives_the_same_page(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("grpo",))
+    first = page_of(tmp_path)
+    assert page_of(tmp_path) == first
+
+
+def test_text_of_a_study_cannot_break_the_page(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, methods=("grpo",))
+    index["models"]["smollm2_135m"]["title"] = "<script>a | b</script>"
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    page = page_of(tmp_path)
+    assert "<script>" not in page
+    assert "&lt;script&gt;a | b&lt;/script&gt;" in page
+
+
+def test_tables_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    table = "| A | B |\n| --- | --- |\n| **section** |  |\n| x \\| y | 1.0 [0.5, 1.5], p = 0.010 |"
+    text = f"**Table 3. A title**\n\n{table}\n\nA note.\n"
+    (tmp_path / "table3.md").write_text(text)
+    part = read_table(tmp_path / "table3.md", 3)
+    grid, note = part.pieces
+    assert (part.title, note) == ("A title", "A note.")
+    assert isinstance(grid, Grid)
+    assert [len(row) for row in grid.rows] == [1, 2]
+    assert grid.rows[1][0] == "x | y"
+    assert grid.rows[1][1] == '1.0&nbsp;<span class="faint">[0.5, 1.5]</span><br><span class="faint">p = 0.010</span>'
+
+
+@pytest.mark.parametrize("missing", ["tables/table2.md", "figures/figure3_smollm2_135m.png"])
+def test_a_missing_table_or_figure_is_one_line_of_error(tmp_path: Path, study_builder: Builder, missing: str) -> None:
+    study_builder(tmp_path, methods=("grpo",))
+    page_of(tmp_path)
+    (tmp_path / missing).unlink()
+    options = [
+        "--tables",
+        str(tmp_path / "tables"),
+        "--figures",
+        str(tmp_path / "figures"),
+        "--output",
+        str(tmp_path / "x.html"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "uniapl.report", str(tmp_path), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert missing in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x.html").exists()

@@ -1,0 +1,165 @@
+"""Intervals, tests and distances: hand-worked numbers, coverage in small simulations, edge cases."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from uniapl.analysis import stats
+from uniapl.analysis.stats import Resampling
+
+DRAWS = Resampling(num_resamples=499, seed=3, confidence=0.95)
+
+
+def row(*values: float) -> np.ndarray:
+    return np.array([values], dtype=float)
+
+
+def test_one_binary_seed_gets_wilsons_interval():
+    # 8 of 20: centre (0.4 + z^2/40) / (1 + z^2/20), half width z sqrt(0.4 0.6/20 + z^2/1600) / (1 + z^2/20), z = 1.96
+    hits = row(*[1] * 8, *[0] * 12)
+    estimate = stats.accuracy(hits, np.ones_like(hits), draws=DRAWS, names=("a",))
+    assert estimate.value == pytest.approx(0.4)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.2188, abs=1e-4), pytest.approx(0.6134, abs=1e-4))
+
+
+def test_instruction_accuracy_is_a_ratio_of_sums():
+    # prompts with 1 of 1, 1 of 3 and 2 of 2 instructions: 4 of 6, not the mean 7/9 of their shares
+    estimate = stats.accuracy(row(1, 1, 2), row(1, 3, 2), draws=DRAWS, names=("a",))
+    assert estimate.value == pytest.approx(4 / 6)
+    assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_mcnemar_counts_only_the_discordant_prompts():
+    # 6 prompts solved by the first alone, 1 by the second alone: 2 (C(7,0) + C(7,1)) / 2^7 = 16/128
+    first = np.array([1] * 6 + [0] * 1 + [1] * 10 + [0] * 3)
+    second = np.array([0] * 6 + [1] * 1 + [1] * 10 + [0] * 3)
+    assert stats.mcnemar_p(first, second) == pytest.approx(0.125)
+    assert stats.mcnemar_p(first, first) == 1.0
+
+
+def test_paired_difference_of_equal_systems_is_zero_with_p_one():
+    hits = row(1, 0, 1, 1)
+    estimate = stats.paired_difference(hits, hits, np.ones_like(hits), draws=DRAWS, names=("a",))
+    assert (estimate.value, estimate.low, estimate.high, estimate.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_difference_of_instructions_uses_the_exchange_of_systems():
+    # each of 4 prompts follows 1 more of its 2 instructions: 4/8; all 16 sign patterns, 2 as extreme: p = 2/16
+    estimate = stats.paired_difference(
+        row(2, 2, 2, 2), row(1, 1, 1, 1), np.full((1, 4), 2.0), draws=DRAWS, names=("a",)
+    )
+    assert (estimate.value, estimate.test) == (0.5, "permutation")
+    assert estimate.p == pytest.approx(2 / 16)
+
+
+def test_two_way_interval_of_a_hand_worked_table():
+    # 2 seeds x 3 prompts: mean 3.5, seed means 2 and 5, prompt means 2, 3, 5.5, residuals +-(0.5, 0.5, -1).
+    # MS_seed = 3 (1.5^2 + 1.5^2) = 13.5, MS_prompt = 2 (2.25 + 0.25 + 4) / 2 = 6.5, MS_error = 2 (0.25 + 0.25 + 1) / 2.
+    values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 8.0]])
+    total = 13.5 + 6.5 - 1.5
+    df = total**2 / (13.5**2 / 1 + 6.5**2 / 2 + 1.5**2 / 2)
+    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(total / 6)
+    low, high, p = stats.two_way(values, confidence=0.95)
+    assert (low, high) == (pytest.approx(3.5 - half), pytest.approx(3.5 + half))
+    assert p == pytest.approx(2 * scipy_stats.t.sf(3.5 / math.sqrt(total / 6), df))
+
+
+def test_several_seeds_take_the_two_way_interval_and_show_the_bootstrap():
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 2, (3, 40)).astype(float) for _ in range(2))
+    estimate = stats.paired_difference(first, second, np.ones((3, 40)), draws=DRAWS, names=("a",))
+    assert estimate.test == "two-way t"
+    assert (estimate.low, estimate.high) == stats.two_way(first - second, confidence=0.95)[:2]
+    assert estimate.bootstrap_low < estimate.value < estimate.bootstrap_high
+
+
+def test_two_way_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, covered, runs = np.random.default_rng(1), 0, 400
+    for _ in range(runs):
+        values = rng.normal(0, 0.03, (3, 1)) + rng.normal(0, 0.4, (1, 120)) + rng.normal(0, 0.3, (3, 120))
+        low, high, _ = stats.two_way(values, confidence=0.95)
+        covered += low <= 0 <= high
+    assert 0.91 <= covered / runs <= 0.99
+
+
+def test_prompts_alone_would_cover_too_rarely_where_seeds_differ():
+    rng, crossed, prompts = np.random.default_rng(2), 0, 0
+    for _ in range(200):
+        values = rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.4, (1, 120)) + rng.normal(0, 0.3, (5, 120))
+        low, high, _ = stats.two_way(values, confidence=0.95)
+        crossed += low <= 0 <= high
+        means = values.mean(axis=0)
+        half = 1.98 * means.std(ddof=1) / math.sqrt(120)
+        prompts += abs(means.mean()) <= half
+    assert prompts < 170 < crossed
+
+
+def test_wasserstein_and_ks_equal_scipys():
+    rng = np.random.default_rng(3)
+    answers, expert = rng.integers(5, 60, (1, 50)).astype(float), rng.integers(10, 40, (1, 50)).astype(float)
+    wasserstein, ks = stats.distances(answers, expert, draws=DRAWS)
+    assert wasserstein.value == pytest.approx(scipy_stats.wasserstein_distance(answers[0], expert[0]))
+    assert ks.value == pytest.approx(scipy_stats.ks_2samp(answers[0], expert[0])[0])
+    assert wasserstein.low <= wasserstein.value <= wasserstein.high
+
+
+def test_a_shift_by_three_tokens_is_a_distance_of_three():
+    expert = row(10, 12, 20, 30)
+    wasserstein, ks = stats.distances(expert + 3, expert, draws=DRAWS)
+    assert wasserstein.value == pytest.approx(3.0)
+    assert ks.value == pytest.approx(0.5)  # at 12: half of the expert's, none of the answers
+
+
+def test_distance_intervals_cover_a_known_distance():
+    rng, covered, runs = np.random.default_rng(4), 0, 150
+    for _ in range(runs):
+        shared = rng.normal(size=150)
+        answers = 44 + 14 * shared + 14 * rng.normal(size=150)
+        expert = 40 + 14 * shared + 14 * rng.normal(size=150)
+        estimate, _ = stats.distances(answers[None], expert[None], draws=DRAWS)
+        covered += estimate.low <= 4.0 <= estimate.high
+    assert covered / runs >= 0.88
+
+
+def test_distance_reduction_has_the_claims_sign():
+    # the expert, a method 1 token longer, another 5 tokens longer: reduction 5 - 1
+    expert = np.arange(10.0, 40.0)[None]
+    names = ("a",)
+    closer = stats.distance_reduction(expert + 1, expert + 5, expert, expert, draws=DRAWS, names=names)
+    farther = stats.distance_reduction(expert + 5, expert + 1, expert, expert, draws=DRAWS, names=names)
+    assert (closer.value, farther.value) == (pytest.approx(4.0), pytest.approx(-4.0))
+    assert closer.low > 0 > farther.high
+    assert closer.p < 0.05
+
+
+def test_distance_reduction_of_equal_methods_is_not_significant():
+    expert = np.arange(10.0, 40.0)[None]
+    same = stats.distance_reduction(expert + 2, expert + 2, expert, expert, draws=DRAWS, names=("a",))
+    assert (same.value, same.p) == (0.0, 1.0)
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_claims():
+    # sorted 0.01 x 3, max(0.03, 0.02 x 2), max(0.04, 0.5 x 1); the claim that was not run does not count
+    adjusted = stats.holm([0.5, 0.01, math.nan, 0.02], confidence=0.95)
+    assert adjusted[:2] == pytest.approx([0.5, 0.03])
+    assert math.isnan(adjusted[2])
+    assert adjusted[3] == pytest.approx(0.04)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    hits, counts = row(1, 2, 0, 3, 1, 2, 2), row(1, 3, 2, 3, 2, 2, 3)
+    first, again = (stats.accuracy(hits, counts, draws=DRAWS, names=("a",)) for _ in range(2))
+    other = stats.accuracy(hits, counts, draws=Resampling(499, 4, 0.95), names=("a",))
+    assert first == again
+    assert (first.low, first.high) != (other.low, other.high)
+
+
+def test_no_prompts_give_an_empty_estimate():
+    nothing = np.zeros((0, 0))
+    assert math.isnan(stats.accuracy(nothing, nothing, draws=DRAWS, names=()).value)
+    assert math.isnan(stats.paired_difference(nothing, nothing, nothing, draws=DRAWS, names=()).value)
+    assert math.isnan(stats.distances(nothing, nothing, draws=DRAWS)[0].value)

@@ -1,0 +1,285 @@
+"""Tables from a synthetic study: hand-counted accuracies, verdicts each way, identical bytes, clear errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl.analysis import tables
+from uniapl.analysis.claims import findings, verdict
+from uniapl.analysis.collect import read_study
+from uniapl.analysis.labels import method_label, method_order
+from uniapl.analysis.outputs import table_files
+from uniapl.analysis.render import tex
+from uniapl.analysis.stats import EMPTY, Estimate
+
+Builder = Callable[..., dict[str, Any]]
+
+
+def records(directory: Path, number: int) -> list[dict[str, str]]:
+    with open(directory / f"table{number}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def verdicts(root: Path) -> dict[str, str]:
+    return {row.claim: row.verdict for row in findings(read_study(root))}
+
+
+def reasons(root: Path) -> dict[str, str]:
+    return {row.claim: row.reason for row in findings(read_study(root))}
+
+
+def test_table_1_holds_the_counted_accuracies_differences_and_costs(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(r["method"], r["task"], r["group"]): r for r in records(tmp_path / "tables", 1)}
+    uniapl = found["uniapl", "heldout", "all"]
+    # 16 of 20 prompts; 20 + 16 of 40 instructions; GRPO 8 of 20; base 4 of 20
+    assert float(uniapl["prompt_strict"]) == 0.8
+    assert float(uniapl["inst_strict"]) == 0.9
+    assert float(uniapl["prompt_strict_minus_grpo"]) == pytest.approx(0.4)
+    assert float(uniapl["prompt_strict_minus_base"]) == pytest.approx(0.6)
+    # McNemar: 8 prompts solved by UniAPL alone, none by GRPO alone: 2 / 2^8
+    assert float(uniapl["prompt_strict_minus_grpo_p"]) == pytest.approx(2 / 256, abs=1e-6)
+    # even prompts are seen: of the 10, those below 16 are 8
+    assert float(found["uniapl", "heldout", "seen"]["prompt_strict"]) == 0.8
+    # the eighth IFBench prompt was not computed: 2 of 7, not of 8
+    assert (found["uniapl", "ifbench", "all"]["num_prompts"], found["uniapl", "ifbench", "all"]["prompt_strict"]) == (
+        "7",
+        "0.285714",
+    )
+    assert float(found["grpo.grpo", "heldout", "all"]["steps"]) == 12
+    assert found["base", "heldout", "all"]["steps"] == ""
+    assert "IFBench (8 prompts, 1 of them not computed)" in (tmp_path / "tables/table1.md").read_text()
+
+
+def test_all_files_are_written_and_only_those_that_were_announced(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, variants={"lambda_adv.5": 2})
+    tables.main(tmp_path, tmp_path / "tables")
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(table_files(index))
+    assert "table6.tex" in table_files(index)
+
+
+def test_the_same_study_gives_the_same_bytes(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path / "study", seeds=(0, 1))
+    tables.main(tmp_path / "study", tmp_path / "first")
+    shutil.move(tmp_path / "study", tmp_path / "moved")
+    command = [
+        sys.executable,
+        "-m",
+        "uniapl.analysis.tables",
+        str(tmp_path / "moved"),
+        "--output",
+        str(tmp_path / "second"),
+    ]
+    subprocess.run(command, check=True)
+    for name in table_files(index):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_tables_need_neither_torch_nor_transformers() -> None:
+    imports = "import sys, uniapl.analysis.tables, uniapl.analysis.figures, uniapl.report.page"
+    code = f"{imports}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_names_of_files_come_without_heavy_imports() -> None:
+    code = "import sys, uniapl.analysis.outputs; print({'numpy', 'scipy', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "p", "expected"),
+    [
+        (1.0, 5.0, 0.0, 0.01, "supported"),
+        (1.0, 5.0, 0.0, 0.20, "inconclusive"),  # the interval is above 0, Holm's p is not small enough
+        (1.0, 5.0, 2.0, 0.01, "inconclusive"),
+        (3.0, 5.0, 2.0, float("nan"), "supported"),
+        (-5.0, -1.0, 0.0, 0.01, "not supported"),
+        (-1.0, 1.0, 0.0, 0.90, "inconclusive"),
+        (-1.0, 1.0, -2.0, float("nan"), "supported"),  # kept: the loss is smaller than the margin
+    ],
+)
+def test_a_verdict_follows_from_interval_margin_and_holm(
+    low: float, high: float, margin: float, p: float, expected: str
+) -> None:
+    assert verdict(Estimate(0.0, low, high, 10, ""), margin, p, confidence=0.95) == expected
+    assert verdict(EMPTY, margin, p, confidence=0.95) == "not run"
+
+
+def test_qwen_claims_are_not_run_and_their_analogue_is_a_row_of_its_own(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    found = verdicts(tmp_path)
+    assert list(found) == ["C1", "C1-laptop", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"]
+    assert {found[c] for c in ("C1", "C2", "C3", "C4", "C7", "C8", "C9")} == {"not run"}
+    assert found["C1-laptop"] == "supported"  # 16 against 8 of 20
+    assert (found["C5"], found["C6"]) == ("supported", "supported")  # 1 token longer than the expert against 10
+    assert all(reasons(tmp_path)[c] for c in ("C1", "C2", "C3", "C4", "C7", "C8", "C9"))
+
+
+def test_a_loss_against_grpo_is_not_supported_and_a_tie_inconclusive(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path / "loss", solved={"base": 4, "uniapl": 1, "grpo": 15})
+    study_builder(tmp_path / "tie", solved={"base": 4, "uniapl": 8, "grpo": 8})
+    assert verdicts(tmp_path / "loss")["C1-laptop"] == "not supported"
+    assert verdicts(tmp_path / "tie")["C1-laptop"] == "inconclusive"
+
+
+def test_the_papers_models_fill_the_papers_rows(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, models=("qwen3_0_6b",))
+    found = verdicts(tmp_path)
+    assert found["C1"] == "supported"
+    assert found["C2"] == "not run"
+    assert "C1-laptop" not in found
+
+
+def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> None:
+    better = {"adversarial_as.loss": 18, "adversarial_as.reward": 8, "lambda_adv.0": 15, "lambda_adv.5": 2}
+    worse = {"adversarial_as.loss": 6, "adversarial_as.reward": 18, "lambda_adv.1": 20, "lambda_adv.x": 2}
+    study_builder(tmp_path / "better", variants=better)
+    study_builder(tmp_path / "worse", variants=worse)
+    found = verdicts(tmp_path / "better")
+    assert (found["C7"], found["C8"]) == ("supported", "supported")  # 18 against 8; main 16 against 2 at lambda_adv 5
+    found = verdicts(tmp_path / "worse")
+    assert (found["C7"], found["C8"]) == ("not supported", "not supported")
+    tables.main(tmp_path / "better", tmp_path / "tables")
+    by_variant = {r["variant"]: float(r["prompt_strict"]) for r in records(tmp_path / "tables", 6)}
+    assert by_variant == {
+        "adversarial_as.loss": 0.9,
+        "adversarial_as.reward": 0.4,
+        "lambda_adv.0": 0.75,
+        "lambda_adv.5": 0.1,
+    }
+
+
+def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None:
+    def scores(base: float, uniapl: float) -> dict[str, Any]:
+        rows = {"base": base, "uniapl": uniapl}
+        return {m: {"mmlu": {"acc,none": value, "acc_stderr,none": 0.002}} for m, value in rows.items()}
+
+    tasks = ("heldout", "ifbench", "mmlu")
+    study_builder(tmp_path / "kept", tasks=tasks, results=scores(0.30, 0.295))
+    study_builder(tmp_path / "lost", tasks=tasks, results=scores(0.30, 0.20))
+    # half width 1.96 sqrt(2) 0.2 = 0.55 points: -0.5 lies above -2, -10 below
+    assert verdicts(tmp_path / "kept")["C9"] == "supported"
+    assert verdicts(tmp_path / "lost")["C9"] == "not supported"
+
+
+def test_a_study_without_grpo_has_empty_cells_and_no_verdict(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("sft",))
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {row["claim"]: row for row in records(tmp_path / "tables", 2)}
+    assert found["C1-laptop"]["verdict"] == "not run"
+    assert "uniapl or grpo" in found["C5"]["reason"]
+    assert {row["prompt_strict_minus_grpo"] for row in records(tmp_path / "tables", 1)} == {""}
+
+
+def test_two_models_get_a_column(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, models=("tiny", "small"))
+    tables.main(tmp_path, tmp_path / "tables")
+    assert "| Model | Method |" in (tmp_path / "tables/table1.md").read_text()
+    assert {row["model"] for row in records(tmp_path / "tables", 1)} == {"tiny", "small"}
+
+
+def test_kinds_are_counted_per_instruction_and_told_apart_by_what_training_showed(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    study_builder(tmp_path)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(r["kind"], r["method"]): r for r in records(tmp_path / "tables", 3)}
+    assert float(found["always:met", "base"]["inst_strict"]) == 1.0
+    assert float(found["seen:kind", "uniapl"]["inst_strict"]) == 0.8
+    assert (found["unseen:kind", "uniapl"]["seen"], found["seen:kind", "uniapl"]["seen"]) == ("False", "True")
+
+
+def test_distances_are_to_the_experts_answers_of_the_same_prompts(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {row["method"]: row for row in records(tmp_path / "tables", 4)}
+    assert float(found["grpo"]["wasserstein_num_tokens"]) == pytest.approx(10.0)
+    assert float(found["uniapl"]["wasserstein_logprob_base"]) == pytest.approx(0.01)
+    assert float(found["base"]["truncated_share"]) == pytest.approx(3 / 20)
+    assert found["expert"]["num_prompts"] == "18"
+
+
+@pytest.mark.parametrize(("auc", "said"), [(0.59, True), (0.6, False)])
+def test_a_discriminator_without_signal_is_named(
+    tmp_path: Path, study_builder: Builder, auc: float, said: bool
+) -> None:
+    study_builder(tmp_path, auc=auc)
+    tables.main(tmp_path, tmp_path / "tables")
+    assert ("carries no usable signal" in (tmp_path / "tables/table5.md").read_text()) == said
+
+
+def test_several_seeds_show_the_bootstrap_beside_the_interval(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, seeds=(0, 1, 2))
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(r["method"], r["task"], r["group"]): r for r in records(tmp_path / "tables", 1)}
+    row = found["uniapl", "heldout", "all"]
+    assert (row["num_seeds"], row["prompt_strict_minus_base_test"]) == ("3", "two-way t")
+    assert float(row["prompt_strict_bootstrap_low"]) < 0.8 < float(row["prompt_strict_bootstrap_high"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("study.json", "holds no study; run snakemake first"),
+        ("runs/smollm2_135m/grpo/main-00000000/seed0/manifest.json", "never finished; run snakemake again"),
+        (
+            "evaluations/smollm2_135m/sft/main-00000000/seed0/heldout.jsonl",
+            "is missing although its directory is finished",
+        ),
+        ("discriminator/smollm2_135m-00000000/manifest.json", "never finished; run snakemake again"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_remedy(
+    tmp_path: Path, study_builder: Builder, missing: str, message: str
+) -> None:
+    study_builder(tmp_path)
+    (tmp_path / missing).unlink()
+    command = [sys.executable, "-m", "uniapl.analysis.tables", str(tmp_path), "--output", str(tmp_path / "tables")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert missing in done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_records_that_the_manifest_did_not_count_are_refused(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    path = tmp_path / "evaluations/smollm2_135m/sft/main-00000000/seed0/heldout.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="19 records, its manifest counted 20"):
+        read_study(tmp_path)
+
+
+def test_labels_and_order_are_fixed() -> None:
+    stages = {"sft": "SFT", "grpo": "GRPO"}
+    assert method_label("sft.grpo", stages) == "SFT → GRPO"
+    assert method_label("grpo.grpo", stages) == "GRPO at UniAPL's compute"
+    assert method_order(["sft", "grpo", "uniapl", "grpo.grpo", "base"]) == [
+        "base",
+        "sft",
+        "grpo",
+        "grpo.grpo",
+        "uniapl",
+    ]
+
+
+def test_tex_escapes_what_latex_would_read() -> None:
+    assert tex("lambda_adv −1 50% <") == r"lambda\_adv $-$1 50\% $<$"
+
+
+def test_study_json_must_be_json(tmp_path: Path) -> None:
+    (tmp_path / "study.json").write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(ValueError, match="not valid JSON"):
+        read_study(tmp_path)
