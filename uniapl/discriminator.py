@@ -36,6 +36,8 @@ from uniapl.seeding import stream, stream_seed
 
 HEAD_FILE = "head.safetensors"
 PAIRS_PER_STEP = 32  # Bradley-Terry pairs in one step of AdamW on the head
+LEAST_SPREAD = 0.02  # components that vary less than this share of the first are left out
+MOST_DEVIATIONS = 4.0  # a feature counts at most as far from its mean as this
 USABLE_AUC = 0.6  # below it, without length, the report says that the adversarial term carries no usable signal
 
 
@@ -101,11 +103,16 @@ class FrozenStates:
 
 
 def fit_projection(states_ND: Tensor, num_components: int) -> dict[str, Tensor]:
-    """Fixed statistics of states and their first principal components, scaled to unit variance on these states."""
-    mean_D, std_D = states_ND.mean(0), states_ND.std(0).clamp_min(1e-6)
+    """Fixed statistics of states and their first principal components, scaled to about unit variance on these states.
+
+    Components that hardly vary here are damped, since elsewhere they may vary more.
+    """
+    mean_D, std_D = states_ND.mean(0), states_ND.std(0)
+    std_D = std_D.clamp_min(1e-2 * float(std_D.max()) + 1e-8)
     _, values, axes = torch.linalg.svd((states_ND - mean_D) / std_D, full_matrices=False)
-    kept = min(num_components, int((values > 1e-4 * values[0]).sum()))
-    scale = (len(states_ND) - 1) ** 0.5 / values[:kept]
+    kept = min(num_components, int((values > LEAST_SPREAD * values[0]).sum()))
+    deviations = values[:kept] / (len(states_ND) - 1) ** 0.5
+    scale = 1 / (deviations.square() + 0.1 * deviations.square().mean()).sqrt()
     return {"state_mean": mean_D, "state_std": std_D, "projection": (axes[:kept] * scale[:, None]).T.contiguous()}
 
 
@@ -124,6 +131,7 @@ def pair_features(candidates_NC: Tensor, references_NC: Tensor) -> Tensor:
 def head_scores(head: dict[str, Tensor], candidates_NC: Tensor, references_NC: Tensor) -> Tensor:
     """One score a row, from projected states: a standardised linear map, one hidden layer, one number."""
     features_NF = (pair_features(candidates_NC, references_NC) - head["feature_mean"]) / head["feature_std"]
+    features_NF = features_NF.clamp(-MOST_DEVIATIONS, MOST_DEVIATIONS)  # no score runs away on unheard-of texts
     hidden_NW = gelu(features_NF @ head["hidden_weight"] + head["hidden_bias"])
     return hidden_NW @ head["output_weight"]
 
@@ -145,7 +153,7 @@ def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: Discriminator
         rows_NC[[getattr(triple, name) for triple in triples]] for name in ("reference", "positive", "negative")
     )
     features_NF = torch.cat([pair_features(positives, references), pair_features(negatives, references)])
-    head["feature_mean"], head["feature_std"] = features_NF.mean(0), features_NF.std(0).clamp_min(1e-6)
+    head["feature_mean"], head["feature_std"] = features_NF.mean(0), features_NF.std(0).clamp_min(1e-3)
 
     generator = torch.Generator().manual_seed(stream_seed(spec.seed, "discriminator", "head") % 2**31)
     num_features = features_NF.shape[1]

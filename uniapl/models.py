@@ -7,6 +7,7 @@ float32; at smoke scale small random models with the same tokenizer and chat tem
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -56,11 +57,19 @@ def _quiet() -> None:
 
 
 # DEVIATION: student: SmolLM2-135M-Instruct from a 4-bit file instead of Qwen3-0.6B and Qwen3-4B.
+@functools.cache
+def _gguf_tokenizer(path: Path) -> Any:
+    """A GGUF file's tokenizer; reading one takes seconds."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
 def _from_gguf(path: Path) -> tuple[Any, Any]:
     """Dequantise a GGUF file to float32; rebuilt from its config, since the loaded model still says it is quantised."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = _gguf_tokenizer(path)
     packed = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     config = type(packed.config).from_dict(
         {k: v for k, v in packed.config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
@@ -75,10 +84,9 @@ def _from_gguf(path: Path) -> tuple[Any, Any]:
 
 def _random(spec: ModelSpec) -> tuple[Any, Any]:
     """A random model whose weights are a function of spec.seed; its tokenizer is that of the package's GGUF file."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = find_package_file(str(spec.package), str(spec.file))
-    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    tokenizer = _gguf_tokenizer(find_package_file(str(spec.package), str(spec.file)))
     architecture = dict(spec.architecture)
     model_type = str(architecture.pop("model_type", ""))
     if not model_type:

@@ -96,6 +96,8 @@ class VLLMSampler:
         with torch.no_grad():
             tensors = iter([(name, tensor.detach()) for name, tensor in named_tensors])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            if not self._on_gpu:
+                self._llm.collective_rpc(_repack_head)
         self._llm.reset_prefix_cache()
         return time.perf_counter() - started
 
@@ -111,6 +113,12 @@ class VLLMSampler:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
+
+
+def _repack_head(worker: Any) -> None:
+    """Pack the output head again: on CPU vLLM's reload leaves a tied head multiplying with the old embedding."""
+    head = worker.get_model().lm_head
+    head.quant_method.process_weights_after_loading(head)
 
 
 def _sample(output: Any) -> Sample:

@@ -1,4 +1,4 @@
-"""A real step at the tests' scale: tiny random Qwen3, HF sampler, prompts that random text meets about half the time."""
+"""A real step at the tests' scale: tiny random Qwen3, HF sampler, prompts met by random text half the time."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class Setting:
 
 
 def train_spec(**changes: Any) -> TrainSpec:
-    values = {"micro_batch_tokens": 1024, "checkpoint_every": 2, "probe_every": 2}
+    values: dict[str, Any] = {"micro_batch_tokens": 1024, "checkpoint_every": 2, "probe_every": 2}
     return TrainSpec(**(values | changes))
 
 
 def stage_spec(name: str, **changes: Any) -> StageSpec:
-    """A stage of 5 steps of 3 x 4 rollouts and 4 demonstrations, with a learning rate that visibly moves the weights."""
-    values = {
+    """A stage of 5 steps of 3 x 4 rollouts and 4 demonstrations; the learning rate visibly moves the weights."""
+    values: dict[str, Any] = {
         "name": name, "title": name, "steps": 5, "mu": 0.0, "learning_rate": 1e-3, "prompts_per_step": 3,
         "rollouts_per_prompt": 4, "demonstrations_per_step": 4,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a step is cut into micro-batches changes its speed, never its gradient: one recorded step, updated in many ways."""
+"""How a step is cut into micro-batches changes its speed, never its gradient: one step, updated in many ways."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -104,8 +105,8 @@ class Run:
             "num_heldout": 1, "num_policy": prompts, "num_discriminator": 1, "num_discriminator_test": 1,
         }  # fmt: skip
         self.config = {
-            "path": [stage], "train": train_spec().model_dump(), "data": data, "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32",
-            "discriminator": {"layer": 1},
+            "path": [stage], "train": train_spec().model_dump(), "data": data, "sampler": {"kind": "hf"}, "seed": 0,
+            "compute": "float32", "discriminator": {"layer": 1},
         }  # fmt: skip
         self.root, self.setting = root, setting
         write_jsonl(root / "train.jsonl", setting.prompts)
@@ -121,13 +122,11 @@ class Run:
             discriminator=self.root,
         )  # fmt: skip
 
-    def outcome(self) -> tuple[list[Row], str, list[dict[str, Any]]]:
+    def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
         """Rows without times, the weights' hash, and the kept rollouts."""
-        import pandas as pd
-
         rows = read_rows(self.directory / "metrics.jsonl")
         rollouts = pd.read_parquet(self.directory / "rollouts.parquet")
-        return timeless(rows), read_manifest(self.directory)["weight_sha256"], rollouts.to_json(orient="records")
+        return timeless(rows), read_manifest(self.directory)["weight_sha256"], rollouts.to_dict()
 
 
 @pytest.fixture(autouse=True)

@@ -56,15 +56,14 @@ class FixedBatch:
 
 
 def train_spec(*, packing: bool = False, micro_batch_tokens: int = 50) -> TrainSpec:
-    return TrainSpec(
-        micro_batch_tokens=micro_batch_tokens, packing=packing, sampler_clip=SAMPLER_CLIP,
-        logprob_chunk_tokens=7,
-    )  # fmt: skip
+    values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing, "logprob_chunk_tokens": 7}
+    return TrainSpec(**values, sampler_clip=SAMPLER_CLIP)
 
 
 def stage_spec(**changes: Any) -> StageSpec:
-    values = {"name": "grpo", "title": "GRPO", "steps": 1, "mu": 0.0, "learning_rate": 1e-3}
-    return StageSpec(**(values | {"rollouts_per_prompt": NUM_ROLLOUTS, "prompts_per_step": NUM_PROMPTS} | changes))
+    values: dict[str, Any] = {"name": "grpo", "title": "GRPO", "steps": 1, "mu": 0.0, "learning_rate": 1e-3}
+    values |= {"rollouts_per_prompt": NUM_ROLLOUTS, "prompts_per_step": NUM_PROMPTS}
+    return StageSpec(**(values | changes))
 
 
 def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
@@ -148,9 +147,10 @@ def grpo_trainer(
     """TRL's GRPOTrainer with its sampler correction on, fed with the fixed answers instead of generating."""
     size = len(fixed.sequences)
     arguments = trl.GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=size, num_generations=NUM_ROLLOUTS, report_to=[], use_cpu=True,
-        bf16=False, gradient_checkpointing=False, max_completion_length=MAX_NEW_TOKENS, loss_type=loss_type, beta=0.0,
-        scale_rewards=scale_rewards, epsilon=0.2, epsilon_high=0.3, gradient_accumulation_steps=1,
+        output_dir=str(folder), per_device_train_batch_size=size, num_generations=NUM_ROLLOUTS, report_to=[],
+        use_cpu=True, bf16=False, gradient_checkpointing=False, max_completion_length=MAX_NEW_TOKENS,
+        loss_type=loss_type, beta=0.0, scale_rewards=scale_rewards, epsilon=0.2, epsilon_high=0.3,
+        gradient_accumulation_steps=1,
         vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=SAMPLER_CLIP, seed=0,
     )  # fmt: skip
     rewards = [r for group in REWARDS_PK for r in group]
@@ -312,8 +312,8 @@ def test_sft_loss_and_gradients_equal_trl(
     fixed: FixedBatch, trl: Any, tokenizer: Any, tmp_path: Path, packing: bool
 ) -> None:
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), per_device_train_batch_size=len(fixed.sequences), report_to=[], use_cpu=True, bf16=False,
-        gradient_checkpointing=False, loss_type="nll", packing=False, completion_only_loss=True,
+        output_dir=str(tmp_path), per_device_train_batch_size=len(fixed.sequences), report_to=[], use_cpu=True,
+        bf16=False, gradient_checkpointing=False, loss_type="nll", packing=False, completion_only_loss=True,
     )  # fmt: skip
     examples = [
         {

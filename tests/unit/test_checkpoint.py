@@ -18,7 +18,7 @@ import torch
 from uniapl import checkpoint
 from uniapl.checkpoint import COMPLETE, load_newest, remove_all, save
 
-State = tuple[torch.nn.Module, torch.optim.Optimizer]
+State = tuple[torch.nn.Linear, torch.optim.Optimizer]
 
 
 def fresh(seed: int, width: int = 8) -> State:

@@ -149,7 +149,7 @@ def test_an_override_of_a_path_is_checked_like_the_stage() -> None:
 
 def test_an_ablation_needs_exactly_its_three_keys(config: Path) -> None:
     (config / "ablations" / "odd.yaml").write_text("title: odd\nmethod: grpo\nvariant: {}\n")
-    with pytest.raises(ConfigError, match="expected exactly the keys title, method, variants; found .*'variant'"):
+    with pytest.raises(ConfigError, match=r"expected exactly the keys title, method, variants; found .*'variant'"):
         load_ablation("odd", "tests")
 
 

@@ -107,7 +107,7 @@ def test_a_config_edited_by_hand_is_one_error_that_says_how_to_mend_it(tmp_path:
     write_configs(plan)
     path = run_of(plan, "grpo").config_file
     path.write_text(path.read_text().replace('"steps": 3', '"steps": 4'))
-    with pytest.raises(ConfigError, match="was edited: its hash is .* restore it") as raised:
+    with pytest.raises(ConfigError, match=r"was edited: its hash is .* restore it") as raised:
         write_configs(plan)
     assert str(path) in str(raised.value)
     path.unlink()

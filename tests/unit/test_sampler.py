@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from uniapl import sampler as engines
 from uniapl.config import ModelSpec, SamplerSpec
-from uniapl.models import build_model, load_policy, save_model
+from uniapl.models import build_model, load_policy, load_tokenizer, save_model
 from uniapl.sampler import make_sampler, resolve_compute, resolve_kind
 from uniapl.sampler_hf import HFSampler
 
@@ -148,7 +148,7 @@ def test_auto_computes_in_bfloat16_only_where_the_processor_has_it(monkeypatch: 
 
 
 @pytest.mark.slow
-def test_vllm_agrees_with_a_forward_and_takes_pushed_weights(checkpoint: Path) -> None:
+def test_vllm_agrees_with_a_forward_and_takes_pushed_weights(checkpoint: Path, tmp_path: Path) -> None:
     if resolve_kind(spec_of("auto")) != "vllm":
         pytest.skip(f"vLLM cannot run here: {engines.explain_fallback()}")
     num_threads = torch.get_num_threads()
@@ -173,6 +173,16 @@ def test_vllm_agrees_with_a_forward_and_takes_pushed_weights(checkpoint: Path) -
         sampler.push_weights(model.named_parameters())
         again = sampler.generate(PROMPTS, seeds=[0] * 4, max_new_tokens=24, temperature=0.0)
         assert [s.token_ids for s in again] == [s.token_ids for s in greedy]
+        # A tied head must follow the embedding: log-probs after a push are those of the pushed weights.
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.5)
+        sampler.push_weights(model.named_parameters())
+        save_model(model, load_tokenizer(checkpoint), tmp_path / "moved")
+        for prompt, sample in zip(
+            PROMPTS, sampler.generate(PROMPTS, seeds=[5, 6, 7, 8], max_new_tokens=24, temperature=1.0), strict=True
+        ):
+            expected = forward_logprobs(tmp_path / "moved", prompt, sample.token_ids, 1.0)
+            assert sample.logprobs == pytest.approx(expected, abs=2e-3)
         with pytest.raises(ValueError, match="max_model_tokens is 256; raise it"):
             sampler.generate([[5] * 250], seeds=[0], max_new_tokens=24, temperature=1.0)
     finally:

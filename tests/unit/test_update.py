@@ -199,6 +199,7 @@ def test_the_kl_term_pulls_towards_the_first_model_and_is_counted_on_rollouts() 
     for step in range(1, 15):
         update(policy, sequences, coefficients_at(stage, step), step=step)
     after = probe(policy, sequences, [])
+    assert after["kl__start_nats"] is not None
     assert after["kl__start_nats"] < expected
     assert after["probe__sft_nats"] is None
 
