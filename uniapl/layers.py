@@ -140,7 +140,9 @@ def load_model(name: str, where: str) -> ModelSpec:
     if name.count("/") == 1 and not name.startswith((".", "/")):
         owner_and_name, _, revision = name.partition("@")
         return ModelSpec(name=slug, title=slug, source="hub", location=owner_and_name, revision=revision or "main")
-    raise ConfigError(f"{where}: models = {name!r}: unknown; known: {', '.join(available('models'))}, a folder, or a hub id")
+    raise ConfigError(
+        f"{where}: models = {name!r}: unknown; known: {', '.join(available('models'))}, a folder, or a hub id"
+    )
 
 
 def _listed(value: Any) -> list[Any]:
@@ -182,11 +184,15 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     if isinstance(teacher, dict):
         path = CONFIG / "teachers" / f"{teacher.get('name', 'editor')}.yaml"
         if not path.exists():
-            raise ConfigError(f"{where['teacher']}: teacher.name = {path.stem!r}: unknown; known: {available('teachers')}")
-        resolved["teacher"] = validate(TeacherSpec, [(shown(path), read_yaml(path)), (where["teacher"], teacher)], ("teacher",)).model_dump()  # fmt: skip
+            raise ConfigError(
+                f"{where['teacher']}: teacher.name = {path.stem!r}: unknown; known: {available('teachers')}"
+            )
+        teacher_layers = [(shown(path), read_yaml(path)), (where["teacher"], teacher)]
+        resolved["teacher"] = validate(TeacherSpec, teacher_layers, ("teacher",)).model_dump()
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
-        raise ConfigError(f"{_origin(layers, ('stages',))}: stages.{sorted(unknown)[0]}: unknown stage; known: {', '.join(available('methods'))}")  # fmt: skip
+        origin, name = _origin(layers, ("stages",)), min(unknown)
+        raise ConfigError(f"{origin}: stages.{name}: unknown stage; known: {', '.join(available('methods'))}")
     study: Study = validate(Study, _with_resolved(layers, resolved))
     for path, override in study.paths.items():
         last = path.split(".")[-1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
-from uniapl.layers import load_ablation, merge, validate
+from uniapl.layers import load_ablation, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
 
@@ -102,7 +102,10 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
     engine = study.sampler.model_dump() | {"kind": sampler}
     for model in study.models:
         shared = {
-            "scale": study.scale, "model": model.model_dump(), "data": study.data.model_dump(), "sampler": engine,
+            "scale": study.scale,
+            "model": model.model_dump(),
+            "data": study.data.model_dump(),
+            "sampler": engine,
             "compute": compute,
         }
         plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
@@ -163,7 +166,9 @@ def write_configs(plan: Plan) -> None:
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         else:
-            write_whole(artifact.config_file, json.dumps(artifact.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+            write_whole(
+                artifact.config_file, json.dumps(artifact.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            )
     index = json.dumps(study_index(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if not plan.study_file.exists() or plan.study_file.read_text() != index:
         write_whole(plan.study_file, index)
@@ -201,4 +206,3 @@ def study_index(plan: Plan) -> dict[str, Any]:
             for r in plan.runs
         ],
     }  # fmt: skip
-

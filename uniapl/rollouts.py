@@ -49,7 +49,7 @@ def collect(
     max_new_tokens: int,
     temperature: float,
 ) -> list[Group]:
-    """Sample `num_rollouts` answers per prompt; the seed of each is a function of (seed, stage, step, prompt, index)."""
+    """Sample `num_rollouts` answers per prompt; its seed is a function of (seed, stage, step, prompt, index)."""
     requests, seeds = [], []
     for prompt in prompts:
         ids = chat.prompt_ids(tokenizer, prompt.text)

@@ -207,7 +207,9 @@ def lock_run(directory: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise ValueError(f"{directory} is being trained by process {file.read().strip()}; wait for it or stop it") from None
+        raise ValueError(
+            f"{directory} is being trained by process {file.read().strip()}; wait for it or stop it"
+        ) from None
     file.truncate(0)
     file.write(f"{os.getpid()} on {os.uname().nodename}")
     file.flush()
@@ -289,7 +291,8 @@ def kept_rollouts(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
     rows = [
         {
             "step": step, "prompt_id": prompt.id, "index": r.index, "text": r.text, "reward": r.reward,
-            "status": r.status, "fraction": r.fraction, "followed": [None if f is None else bool(f) for f in r.followed],
+            "status": r.status, "fraction": r.fraction,
+            "followed": [None if f is None else bool(f) for f in r.followed],
             "adversarial_score": r.adversarial_score, "num_tokens": len(r.sample.token_ids),
             "truncated": r.sample.finish_reason == "length",
         }
@@ -312,11 +315,17 @@ class Progress:
         """Say where the run is."""
         made = row["step"] - self.done
         left = (time.perf_counter() - self.began) / made * (self.steps - row["step"])
-        shown = [("reward", "reward/mean"), ("tokens", "length/mean_tokens"), ("sft", "loss/sft"), ("adv", "adv/score_mean")]
+        shown = [
+            ("reward", "reward/mean"),
+            ("tokens", "length/mean_tokens"),
+            ("sft", "loss/sft"),
+            ("adv", "adv/score_mean"),
+        ]
         values = "  ".join(f"{label} {row[key]:.3g}" for label, key in shown if row[key] is not None)
         seconds = f"{row['seconds/step']:.1f} s/step"
+        minutes, rest = divmod(int(left), 60)
         self.write(
-            f"{self.name}: step {row['step']}/{self.steps}  {values}  {seconds}  {int(left) // 60}:{int(left) % 60:02d} left",
+            f"{self.name}: step {row['step']}/{self.steps}  {values}  {seconds}  {minutes}:{rest:02d} left",
             flush=True,
         )
 

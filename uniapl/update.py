@@ -131,7 +131,9 @@ def term_sums(
     return sums
 
 
-def update(policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int) -> dict[str, Any]:
+def update(
+    policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int
+) -> dict[str, Any]:
     """One gradient step on the weighted sum over all micro-batches; returns the log's losses and norms.
 
     Raise ValueError where loss or gradient is not finite (the optimizer does not step), or where sampler and trainer
@@ -163,7 +165,8 @@ def update(policy: Policy, sequences: list[TokenSequence], coefficients: dict[st
     if gap is not None and gap > policy.settings.sampler_gap_ceiling:
         raise ValueError(
             f"step {step + 1}: sampler and trainer differ by {gap:.3f} nats a token on average, above "
-            f"train.sampler_gap_ceiling = {policy.settings.sampler_gap_ceiling}; set sampler.kind to hf, or compute to the type that the sampler uses"
+            f"train.sampler_gap_ceiling = {policy.settings.sampler_gap_ceiling}; "
+            f"set sampler.kind to hf, or compute to float32"
         )
     norm = None
     if sequences:
@@ -173,7 +176,9 @@ def update(policy: Policy, sequences: list[TokenSequence], coefficients: dict[st
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm))
         if not (math.isfinite(norm) and math.isfinite(total)):
-            raise ValueError(f"step {step + 1}: loss {total} or gradient norm {norm} is not finite; nothing was updated")
+            raise ValueError(
+                f"step {step + 1}: loss {total} or gradient norm {norm} is not finite; nothing was updated"
+            )
         for group in policy.optimizer.param_groups:
             group["lr"] = learning_rate_at(policy.stage, step)
         policy.optimizer.step()
@@ -202,8 +207,10 @@ def _measure(sums: Sums, policy: Policy, micro: MicroBatch, logprobs_T: Tensor, 
 
 
 @torch.no_grad()
-def probe(policy: Policy, rollouts: list[TokenSequence], demonstrations: list[TokenSequence]) -> dict[str, float | None]:
-    """Measure, without gradient, the KL to the path's first model and the loss on fixed demonstrations, nats a token."""
+def probe(
+    policy: Policy, rollouts: list[TokenSequence], demonstrations: list[TokenSequence]
+) -> dict[str, float | None]:
+    """Measure, without gradient, the KL to the path's first model and the loss on fixed demonstrations, nats."""
     kl_sum, kl_tokens, sft_sum, sft_tokens = 0.0, 0, 0.0, 0
     marked = [TokenSequence(s.prompt_ids, s.completion_ids, frozenset({"kl"})) for s in rollouts]
     for micro in policy.split(marked):

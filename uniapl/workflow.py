@@ -119,9 +119,7 @@ def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
             kind = resolve_kind(study.sampler)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        plans[target] = make_plan(
-            study, settings.results, sampler=kind, compute=resolve_compute(study.compute)
-        )
+        plans[target] = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
     return plans
 
 
