@@ -157,18 +157,23 @@ def _add_evaluation(
         plan.evaluations.append(evaluation)
 
 
-def write_configs(plan: Plan) -> None:
-    """Write every missing config.json and the study's index. Raise ConfigError for one that was edited by hand."""
+def check_configs(plan: Plan) -> None:
+    """Raise ConfigError where a config.json of this study was edited by hand."""
     for artifact in plan.artifacts():
         if artifact.config_file.exists():
             try:
                 read_config(artifact.directory)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
-        else:
-            write_whole(
-                artifact.config_file, json.dumps(artifact.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-            )
+
+
+def write_configs(plan: Plan) -> None:
+    """Write every missing config.json and the study's index. Raise ConfigError for one that was edited by hand."""
+    check_configs(plan)
+    for artifact in plan.artifacts():
+        if not artifact.config_file.exists():
+            text = json.dumps(artifact.config, indent=2, sort_keys=True, ensure_ascii=False)
+            write_whole(artifact.config_file, text + "\n")
     index = json.dumps(study_index(plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     if not plan.study_file.exists() or plan.study_file.read_text() != index:
         write_whole(plan.study_file, index)

@@ -20,7 +20,6 @@ from typing import IO, Any, NoReturn
 from uniapl.config import ConfigError
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
-from uniapl.provenance import read_config
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
 
 SCALES = ("smoke", "laptop", "paper")
@@ -129,16 +128,6 @@ def read_released(root: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"{path} is missing: no results of this scale were released; remove source=released")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def check_configs(plan: Plan) -> None:
-    """Raise ConfigError where a config.json of this study was edited by hand."""
-    for artifact in plan.artifacts():
-        if artifact.config_file.exists():
-            try:
-                read_config(artifact.directory)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
 
 
 def announce(plan: Plan, *, note: str | None) -> None:

@@ -105,7 +105,7 @@ def test_rows_of_later_examples_start_after_those_of_earlier_ones() -> None:
 
 
 def test_a_planted_signal_is_found_on_prompts_that_did_not_train_the_head(states: FrozenStates) -> None:
-    train, test = examples_of(20, 0), examples_of(8, 100)
+    train, test = examples_of(40, 0), examples_of(8, 100)
     assert not {e.prompt.id for e in train} & {e.prompt.id for e in test}
     train_states = pooled(states, train)
     head = train_head(train_states, make_triples(train), SPEC)

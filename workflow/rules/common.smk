@@ -8,7 +8,7 @@ from pathlib import Path
 from uniapl import workflow as study_workflow
 from uniapl.analysis import outputs
 from uniapl.config import ConfigError
-from uniapl.plan import study_index, write_configs
+from uniapl.plan import check_configs, study_index, write_configs
 from uniapl.provenance import content_hash
 
 # Stages run with this interpreter, print at once, and never reach for the network.
@@ -31,7 +31,7 @@ try:
         ROOT = OUTPUT = str(PLANS[TARGET].root)
         INDEX = study_index(PLANS[TARGET])
         UPSTREAM = study_workflow.upstream(PLANS)
-        study_workflow.check_configs(PLANS[TARGET])
+        check_configs(PLANS[TARGET])
 except ConfigError as error:
     study_workflow.fail(error)
 
