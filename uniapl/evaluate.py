@@ -80,10 +80,13 @@ def read_index(study_file: Path) -> dict[str, Any]:
     return json.loads(study_file.read_text(encoding="utf-8"))
 
 
-def pending(index: dict[str, Any], root: Path) -> list[Entry]:
-    """Evaluations of the index that are not finished. Raise ValueError where the model is not there yet."""
+def pending(index: dict[str, Any], root: Path, *, share: tuple[int, int]) -> list[Entry]:
+    """Evaluations of share (i, n), every n-th from the i-th on, that are not finished.
+
+    Raise ValueError where a model is not there yet.
+    """
     entries = []
-    for row in index["evaluations"]:
+    for row in index["evaluations"][share[0] - 1 :: share[1]]:
         directory = root / row["directory"]
         if (directory / "manifest.json").exists():
             continue
@@ -333,15 +336,16 @@ def shown(summary: dict[str, Any]) -> str:
     )
 
 
-def evaluate_study(study_file: Path) -> None:
-    """Evaluate all that is pending, model by model, with one engine start each."""
+def evaluate_study(study_file: Path, *, share: tuple[int, int] = (1, 1)) -> None:
+    """Evaluate what is pending of a share of the models, with one engine start for each base model."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     root, index = study_file.parent, read_index(study_file)
-    entries = pending(index, root)
+    entries = pending(index, root, share=share)
     started, done = time.perf_counter(), 0
-    console.print(f"evaluate: {len(entries)} of {len(index['evaluations'])} models to do")
+    part = "" if share == (1, 1) else f" in share {share[0]} of {share[1]}"
+    console.print(f"evaluate: {len(entries)} of {len(index['evaluations'])} models to do{part}")
     for name in dict.fromkeys(entry.model for entry in entries):
         group = [entry for entry in entries if entry.model == name]
         begun = time.perf_counter()
@@ -362,8 +366,16 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Evaluate every model of a study that has not been evaluated.")
     parser.add_argument("study", type=Path, help="the study's index: RESULTS/study.json")
-    study_file: Path = parser.parse_args().study
-    run_guarded(lambda: evaluate_study(study_file))
+    parser.add_argument("--share", type=_share, default=(1, 1), metavar="IofN", help="every N-th model from the I-th")
+    arguments = parser.parse_args()
+    run_guarded(lambda: evaluate_study(arguments.study, share=arguments.share))
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("of")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1of2")
+    return int(number), int(count)
 
 
 if __name__ == "__main__":

@@ -17,16 +17,15 @@ from uniapl.topics import TOPICS
 
 # Tasks that leave shape and length open, and yet get short answers.
 FREE_FORMS = {
-    "note": "Write a very short note about {topic}.",
-    "message": "Write a very short message to a friend about {topic}.",
-    "fact": "Tell me briefly one fact about {topic}.",
-    "advice": "Give one short piece of advice about {topic}.",
-    "why": "Say very briefly why people like {topic}.",
-    "wish": "Make a short wish that has to do with {topic}.",
-    "summary": "Sum up {topic} very briefly.",
-    "greeting": "Write a very short greeting about {topic}.",
-    "memory": "Make up a very short memory about {topic}.",
-    "opinion": "Share a very short opinion about {topic}.",
+    "describe": "Describe {topic} in a few words.",
+    "praise": "Praise {topic} in a few words.",
+    "remark": "Make a brief remark about {topic}.",
+    "sum_up": "Sum up {topic} in a few words.",
+    "advertise": "Advertise {topic} in a few words.",
+    "recommend": "Recommend {topic} in a few words.",
+    "complain": "Complain about {topic} in a few words.",
+    "announce": "Announce {topic} in a few words.",
+    "opinion": "Give your opinion of {topic} in a few words.",
 }
 # Tasks that fix how long the answer is.
 FIXED_FORMS = {
@@ -56,7 +55,7 @@ def generate_prompt(rng: random.Random, spec: DataSpec, *, identity: str, split:
     """One prompt whose first constraint is of kind `first` wherever it fits the cap on new tokens."""
     topic, words = rng.choice(list(TOPICS[split].items()))
     constraints = draw_constraints(rng, spec, group, words=words, first=first)
-    forms = FREE_FORMS | FIXED_FORMS if _open_in_length(constraints) else FREE_FORMS
+    forms = FIXED_FORMS if _open_in_length(constraints) else FREE_FORMS
     form = rng.choice(list(forms))
     text = " ".join([forms[form].format(topic=topic), *(one.text for one in constraints)])
     return Prompt(identity, split, text, constraints, topic=topic, form=form, group=group)

@@ -56,7 +56,6 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-# DEVIATION: student: SmolLM2-135M-Instruct from a 4-bit file instead of Qwen3-0.6B and Qwen3-4B.
 @functools.cache
 def _gguf_tokenizer(path: Path) -> Any:
     """A GGUF file's tokenizer; reading one takes seconds."""
@@ -65,6 +64,7 @@ def _gguf_tokenizer(path: Path) -> Any:
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
+# DEVIATION: student: SmolLM2-135M-Instruct from a 4-bit file instead of Qwen3-0.6B and Qwen3-4B.
 def _from_gguf(path: Path) -> tuple[Any, Any]:
     """Dequantise a GGUF file to float32; rebuilt from its config, since the loaded model still says it is quantised."""
     from transformers import AutoModelForCausalLM, GenerationConfig

@@ -78,15 +78,15 @@ def resolve_compute(wanted: str) -> str:
 def explain_fallback() -> str | None:
     """Why vLLM is not used here, in one line; None where it can be used."""
     if importlib.util.find_spec("vllm") is None:
-        return "vLLM is not installed: sampling with transformers, about half as fast (README says how)"
+        return "vLLM is not installed: sampling with transformers, which is slower (README says how)"
     if _gpu_visible():
         return None
     if platform.system() != "Linux":
-        return f"vLLM on CPU needs Linux, this is {platform.system()}: sampling with transformers, about half as fast"
+        return f"vLLM on CPU needs Linux, this is {platform.system()}: sampling with transformers, which is slower"
     needed = {"x86_64": "avx2", "aarch64": "asimd"}.get(platform.machine())
     if needed is None or needed not in _cpu_flags():
         what = needed or "x86-64 or 64-bit Arm"
-        return f"this CPU lacks what vLLM needs ({what}): sampling with transformers, about half as fast"
+        return f"this CPU lacks what vLLM needs ({what}): sampling with transformers, which is slower"
     return None
 
 

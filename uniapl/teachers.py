@@ -10,16 +10,21 @@ Held-out prompts get demonstrations for comparing distributions only; nothing is
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +41,7 @@ from uniapl.seeding import stream, stream_seed
 
 # DEVIATION: teacher: an editor over the base model's own drafts instead of a 235B model.
 LEAST_KEPT_SHARE = 0.9  # below it the stage warns: prompts and editor do not fit each other
-DRAFTS_PER_CALL = 256  # requests handed to the engine at once; a progress line follows each
+DRAFTS_PER_CALL = 512  # requests handed to the engine at once; a progress line follows each
 CANNED = (
     "The morning light fell on the quiet street.", "Nobody knew where the path would lead.",
     "Water finds its own way.", "A good plan begins with a clear list.", "She wrote a letter to an old friend.",
@@ -108,10 +113,32 @@ def canned_drafts(
 
 
 def sampled_drafts(
-    todo: Sequence[Order], spec: TeacherSpec, *, sampler_spec: SamplerSpec, compute: str, weights: Path,
-    tokenizer: Any, max_tokens: int,
+    todo: Sequence[Order], spec: TeacherSpec, *, sampler_spec: SamplerSpec, compute: str, weights: Path, max_tokens: int
 ) -> list[Draft]:  # fmt: skip
-    """num_samples drafts of the base model per order; each has a seed of its own."""
+    """num_samples drafts of the base model per order; each has a seed of its own.
+
+    On CPU two engines with half of the threads each share the orders: faster than one with all of them.
+    """
+    sample = functools.partial(
+        _sample_share, spec=spec, sampler_spec=sampler_spec, compute=compute, weights=weights, max_tokens=max_tokens
+    )
+    if torch.cuda.is_available() or torch.get_num_threads() == 1 or len(todo) < 2:
+        return sample(todo, num_threads=torch.get_num_threads(), name="drafts")
+    half, threads = (len(todo) + 1) // 2, torch.get_num_threads()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        first = pool.submit(sample, todo[:half], num_threads=(threads + 1) // 2, name="drafts, first half")
+        second = pool.submit(sample, todo[half:], num_threads=threads // 2, name="drafts, second half")
+        return first.result() + second.result()
+
+
+def _sample_share(
+    todo: Sequence[Order], *, spec: TeacherSpec, sampler_spec: SamplerSpec, compute: str, weights: Path,
+    max_tokens: int, num_threads: int, name: str,
+) -> list[Draft]:  # fmt: skip
+    """All drafts of some orders, by one engine."""
+    os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    torch.set_num_threads(num_threads)
+    tokenizer = models.load_tokenizer(weights)
     requests = [(order, index) for order in todo for index in range(spec.num_samples)]
     sampler = make_sampler(sampler_spec, weights, dtype=compute)
     drafts: list[Draft] = []
@@ -134,7 +161,7 @@ def sampled_drafts(
             seconds = time.monotonic() - started
             eta = seconds / len(drafts) * (len(requests) - len(drafts))
             rate = num_tokens / seconds
-            print(f"drafts {len(drafts)}/{len(requests)}, {rate:.0f} tokens/s, {eta:.0f} s left", flush=True)
+            print(f"{name}: {len(drafts)}/{len(requests)}, {rate:.0f} tokens/s, {eta:.0f} s left", flush=True)
     finally:
         sampler.close()
     return drafts
@@ -259,7 +286,6 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path) ->
             sampler_spec=engine,
             compute=config["compute"],
             weights=weights,
-            tokenizer=tokenizer,
             max_tokens=max_tokens,
         )
     drafting_seconds = time.monotonic() - started

@@ -43,6 +43,7 @@ from uniapl.update import Policy, coefficients_at, probe, update
 
 KEPT_ROLLOUTS = 8  # rollouts a step that are kept for reading
 PROBED_DEMONSTRATIONS = 8
+PROBED_ROLLOUTS = 16  # spread evenly over the step's
 
 
 @dataclass
@@ -129,7 +130,8 @@ class Loop:
         demonstrations = demonstration_sequences(fixed, self.expert.prompts, tokenizer=self.policy.tokenizer)
         if groups and not scored:
             score(groups, self.discriminator, self.expert.demonstrations)
-        return probe(self.policy, rollouts, demonstrations)
+        some = rollouts[:: max(1, len(rollouts) // PROBED_ROLLOUTS)]
+        return probe(self.policy, some, demonstrations)
 
     def _summary(self, groups: list[Group]) -> dict[str, float | None]:
         """What the log says of the rollouts."""

@@ -9,7 +9,7 @@ import torch
 
 from uniapl import chat, models
 from uniapl.config import DataSpec, ModelSpec, SamplerSpec
-from uniapl.evaluate import evaluate_study, load_tasks, summarize, task_manager
+from uniapl.evaluate import evaluate_study, load_tasks, pending, summarize, task_manager
 from uniapl.likelihood import completion_likelihoods
 from uniapl.provenance import content_hash, read_manifest, write_whole
 from uniapl.records import Constraint, Demonstration, Prompt, read_jsonl, write_jsonl
@@ -202,6 +202,15 @@ def test_a_model_that_is_not_trained_yet_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "runs/x/seed0/manifest.json").unlink()
     with pytest.raises(ValueError, match="runs/x/seed0 is not finished, so it cannot be evaluated"):
         evaluate_study(study_file)
+
+
+def test_a_share_takes_every_nth_model_and_needs_no_other(tmp_path: Path) -> None:
+    study_file = make_study(tmp_path, ["heldout"])
+    index = json.loads(study_file.read_text())
+    (tmp_path / "runs/x/seed0/manifest.json").unlink()
+    assert [entry.method for entry in pending(index, tmp_path, share=(1, 2))] == ["base"]
+    with pytest.raises(ValueError, match="runs/x/seed0 is not finished"):
+        pending(index, tmp_path, share=(2, 2))
 
 
 def test_accuracies_leave_out_what_was_not_judged() -> None:

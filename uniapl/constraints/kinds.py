@@ -263,11 +263,11 @@ _add(
     least_words=lambda k: k["num_sentences"] * 5 if k["relation"] == "at least" else 5,
 )  # fmt: skip
 _add(
-    "length_constraints:number_paragraphs", "ifeval", True, _choice("num_paragraphs", 2, 2, 3),
+    "length_constraints:number_paragraphs", "ifeval", True, _choice("num_paragraphs", 2),
     lambda k: (
-        f"Write {k['num_paragraphs']} paragraphs separated by the markdown divider: ***",
+        f"Write {k['num_paragraphs']} very short paragraphs separated by the markdown divider: ***",
         f"There should be {k['num_paragraphs']} short paragraphs. Separate them with the markdown divider: ***",
-        f"Split your answer into {k['num_paragraphs']} paragraphs with *** between them.",
+        f"Split your answer into {k['num_paragraphs']} short paragraphs with *** between them.",
     ),
     groups=[SHAPE], least_words=lambda k: 6 * k["num_paragraphs"], extra_tokens=8,
 )  # fmt: skip
@@ -290,11 +290,11 @@ _add(
     groups=[ENDING], fixed=lambda k: k["postscript_marker"], extra_tokens=16,
 )  # fmt: skip
 _add(
-    "detectable_format:number_bullet_lists", "ifeval", True, _choice("num_bullets", 2, 3, 4),
+    "detectable_format:number_bullet_lists", "ifeval", True, _choice("num_bullets", 2, 3),
     lambda k: (
-        f"Your answer must contain exactly {k['num_bullets']} bullet points. Start each with * as in markdown.",
-        f"Give exactly {k['num_bullets']} markdown bullet points, such as: * This is a point.",
-        f"Use exactly {k['num_bullets']} bullet points, each on its own line and starting with *",
+        f"Your answer must contain exactly {k['num_bullets']} short bullet points. Start each with * as in markdown.",
+        f"Give exactly {k['num_bullets']} short markdown bullet points, such as: * This is a point.",
+        f"Use exactly {k['num_bullets']} short bullet points, each on its own line and starting with *",
     ),
     groups=[SHAPE], least_words=lambda k: 4 * k["num_bullets"], extra_tokens=8,
 )  # fmt: skip
@@ -375,8 +375,8 @@ _add(
 _add(
     "format:list", "ifbench", True, _choice("sep", *SEPARATORS),
     lambda k: (
-        f"Answer with a list of items; instead of bullet points use {k['sep']}",
-        f"Give a list of short items. Start each with {k['sep']} instead of a bullet point.",
+        f"Answer with a list of two or three short items; instead of bullet points use {k['sep']}",
+        f"Give a list of two short items. Start each with {k['sep']} instead of a bullet point.",
     ),
     groups=[SHAPE], fixed=lambda k: f"{k['sep']} {k['sep']}", least_words=lambda k: 8, extra_tokens=6,
 )  # fmt: skip

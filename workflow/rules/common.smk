@@ -1,6 +1,7 @@
 # What all rules share: the plan, made when the workflow is parsed, and the environment of every stage.
 import functools
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -35,9 +36,11 @@ try:
 except ConfigError as error:
     study_workflow.fail(error)
 
-# Two small models side by side are faster than one on all cores.
+# Two small models side by side on half of the cores are faster than one after the other on all of them.
+AT_ONCE = 1 if SCALE == "paper" else 2
 THREADS = 1 if SCALE == "smoke" else workflow.cores
-MEMORY_MB = {"smoke": 3000, "laptop": 12000}.get(SCALE, 64000)
+SHARED_THREADS = max(1, THREADS // AT_ONCE)
+MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
 
 
 @functools.cache

@@ -1,15 +1,23 @@
-# Evaluation: one start of the engine for all models that are still to be evaluated.
+# Evaluation: the models in as many shares as run at once; one start of the engine for all models of a share.
+
+
+def share_of(name):
+    """The evaluations of share `i of n`: every n-th of the study's."""
+    number, count = map(int, name.split("of"))
+    return plan().evaluations[number - 1 :: count]
 
 
 def evaluated(_):
-    """The marker that closes the evaluation of exactly this study's models on exactly its tasks."""
-    listed = sorted(str(evaluation.directory.relative_to(plan().root)) for evaluation in plan().evaluations)
-    return f"{ROOT}/evaluations/{content_hash(listed)}.done.json"
+    """The markers that close the evaluation of exactly this study's models on exactly its tasks."""
+    shares = [f"{number + 1}of{AT_ONCE}" for number in range(AT_ONCE)]
+    named = {share: sorted(str(e.directory.relative_to(plan().root)) for e in share_of(share)) for share in shares}
+    return [f"{ROOT}/evaluations/{content_hash(listed)}.{share}.done.json" for share, listed in named.items()]
 
 
-def evaluation_inputs(_):
-    """All that the evaluations read; study.json lists them."""
-    made = [plan().data, *plan().models.values(), *plan().demonstrations.values(), *plan().runs]
+def evaluation_inputs(wildcards):
+    """All that a share of the evaluations reads; study.json lists them."""
+    runs = [evaluation.run for evaluation in share_of(wildcards.share) if evaluation.run]
+    made = [plan().data, *plan().models.values(), *plan().demonstrations.values(), *runs]
     return {"study": ancient(written(plan().study_file)), "made": [manifest(each.directory) for each in made]}
 
 
@@ -18,13 +26,16 @@ rule evaluate:
     input:
         unpack(evaluation_inputs),
     output:
-        done=f"{ROOT}/evaluations/{{name}}.done.json",
+        done=f"{ROOT}/evaluations/{{name}}.{{share}}.done.json",
     log:
-        f"{ROOT}/logs/evaluate/{{name}}.log",
+        f"{ROOT}/logs/evaluate/{{name}}.{{share}}.log",
     benchmark:
-        f"{ROOT}/benchmarks/evaluate/{{name}}.tsv"
-    threads: THREADS
+        f"{ROOT}/benchmarks/evaluate/{{name}}.{{share}}.tsv"
+    wildcard_constraints:
+        share=r"\d+of\d+",
+    threads: SHARED_THREADS
     resources:
         mem_mb=MEMORY_MB,
     shell:
-        "python -m uniapl.evaluate {input.study:q} 2>&1 | tee -i {log:q} && cp {input.study:q} {output.done:q}"
+        "python -m uniapl.evaluate {input.study:q} --share {wildcards.share} 2>&1 | tee -i {log:q} "
+        "&& cp {input.study:q} {output.done:q}"

@@ -1,4 +1,4 @@
-# Training: one rule for every stage of every method.
+# Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
 # Only the manifest is declared: snakemake deletes declared files before an attempt, and checkpoints must survive it.
@@ -11,10 +11,27 @@ rule train:
         f"{ROOT}/logs/runs/{{name}}.log",
     benchmark:
         f"{ROOT}/benchmarks/runs/{{name}}.tsv"
-    threads: THREADS
+    threads: SHARED_THREADS
     resources:
         mem_mb=MEMORY_MB,
     params:
         options=options("runs"),
     shell:
         "python -m uniapl.train {params.options} 2>&1 | tee -i {log:q}"
+
+
+# Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.
+LONGEST = "|".join(
+    re.escape(str(run.directory.relative_to(f"{ROOT}/runs")))
+    for run in PLANS[TARGET].runs
+    if run.config["path"][-1]["lambda_adv"]
+)
+
+if LONGEST:
+
+    use rule train as train_longest with:
+        wildcard_constraints:
+            name=LONGEST,
+        priority: 1
+
+    ruleorder: train_longest > train
