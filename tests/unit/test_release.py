@@ -1,0 +1,58 @@
+"""A released study holds all that tables and figures read, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.unit.conftest import build_study
+from uniapl.analysis import release as module
+from uniapl.analysis.collect import read_study
+from uniapl.analysis.release import release
+
+
+def make(root: Path) -> Path:
+    index = build_study(root, methods=("grpo",))
+    (root / "runs" / "weights.safetensors").write_text("weights")
+    (root / index["runs"][0]["directory"] / "model.safetensors").write_text("weights")
+    (root / index["data"] / "heldout.jsonl").write_text("prompts\n")
+    (root / "heldout_log.jsonl").write_text('{"task": "heldout"}\n')
+    for name in ("benchmarks/tables.tsv", "tables/table1.csv", "figures/figure1.png", "figures/figure1.pdf"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("made before\n")
+    return root
+
+
+def test_the_copy_reads_as_the_same_study_without_weights_and_prompts(tmp_path: Path) -> None:
+    root, target = make(tmp_path / "laptop"), tmp_path / "released" / "laptop"
+    size = release(root, target)
+    files = [path for path in target.rglob("*") if path.is_file()]
+    assert size == sum(path.stat().st_size for path in files)
+    names = {path.name for path in files}
+    assert names >= {"study.json", "metrics.jsonl", "heldout.jsonl", "heldout_log.jsonl", "kinds.csv", "tables.tsv"}
+    assert names >= {"table1.csv", "figure1.png"}
+    assert not any(name.endswith((".safetensors", ".pdf")) for name in names)
+    assert not (target / "data/00000000/heldout.jsonl").exists()
+    assert read_study(target).answers.equals(read_study(root).answers)
+
+
+def test_a_study_that_is_incomplete_or_of_changed_code_leaves_the_old_release(tmp_path: Path) -> None:
+    root, target = make(tmp_path / "laptop"), tmp_path / "released" / "laptop"
+    release(root, target)
+    manifest = root / read_study(root).index["runs"][0]["directory"] / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"code": {"modified": True}}))
+    with pytest.raises(ValueError, match="was made by changed code; commit it"):
+        release(root, target)
+    manifest.unlink()
+    with pytest.raises(ValueError, match="was never finished"):
+        release(root, target)
+    assert read_study(target).runs.shape[0] == 1
+
+
+def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    with pytest.raises(ValueError, match="more than"):
+        release(make(tmp_path / "laptop"), tmp_path / "released" / "laptop")
+    assert not (tmp_path / "released").exists()
