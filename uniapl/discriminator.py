@@ -11,7 +11,6 @@ AUC and for RL are disjoint.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,15 +22,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, gelu, logsigmoid
-from transformers import AutoModel, DynamicCache
+from transformers import AutoModel
 
 from uniapl import chat, models
+from uniapl.batch import layout, split
 from uniapl.config import DataSpec, DiscriminatorSpec
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
 from uniapl.entry import run_stage
 from uniapl.provenance import read_manifest, write_manifest
-from uniapl.records import Demonstration, Prompt, read_demonstrations, read_jsonl
+from uniapl.records import Demonstration, Prompt, TokenSequence, read_demonstrations, read_jsonl
 from uniapl.seeding import stream, stream_seed
 
 HEAD_FILE = "head.safetensors"
@@ -59,47 +59,32 @@ class FrozenStates:
         self.micro_batch_tokens = micro_batch_tokens
 
     @torch.inference_mode()
-    def pool(self, prompt: str, texts: Sequence[str]) -> Tensor:
-        """Pooled states of texts as answers to one user text: (len(texts), 2D), float32.
+    def pool(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Pooled states of texts as answers to user texts: (len(texts), 2D), float32.
 
-        The first D are the mean over the answer's tokens, the last D the end token's.
-
-        The prompt is run once for all. The end token is appended to every text, cut ones too, so that an empty
-        text has a state and its presence tells nothing.
+        The first D are the mean over the answer's tokens, the last D the end token's. A prompt is run once for all of
+        its texts. The end token is appended to every text, cut ones too, so that an empty text has a state and its
+        presence tells nothing.
         """
-        prompt_ids = torch.tensor([chat.prompt_ids(self.tokenizer, prompt)])
-        prefix = DynamicCache(config=self.model.config)
-        self.model(input_ids=prompt_ids, past_key_values=prefix, use_cache=True)
-        ids = [chat.completion_ids(self.tokenizer, text) for text in texts]
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        pooled: list[Tensor] = [torch.empty(0)] * len(ids)
-        for batch in self._batches([len(ids[index]) for index in order]):
-            members = order[batch]
-            for index, state in zip(members, self._pool_batch(prefix, [ids[i] for i in members]), strict=True):
-                pooled[index] = state
+        ids_of = {prompt: chat.prompt_ids(self.tokenizer, prompt) for prompt in dict.fromkeys(prompts)}
+        # One more token stands behind each answer: the states that predict are then those of the answer's own tokens.
+        answers = [[*chat.completion_ids(self.tokenizer, text), 0] for text in texts]
+        sequences = [
+            TokenSequence(ids_of[prompt], answer, frozenset()) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        place = {id(sequence): index for index, sequence in enumerate(sequences)}
+        pooled: list[Tensor] = [torch.empty(0)] * len(sequences)
+        for group in split(sequences, micro_tokens=self.micro_batch_tokens, packing=True):
+            micro = layout(group, packing=True, normalization="dapo", max_new_tokens=1, device=self.model.device)
+            output = self.model(
+                input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
+                use_cache=False,
+            )  # fmt: skip
+            states_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T].float()
+            lengths = [len(sequence.completion_ids) for sequence in group]
+            for sequence, states_SD in zip(group, states_TD.split(lengths), strict=True):
+                pooled[place[id(sequence)]] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
         return torch.stack(pooled)
-
-    def _batches(self, lengths: list[int]) -> list[slice]:
-        """Cut rising lengths into runs whose padded size fits micro_batch_tokens (at least one sequence each)."""
-        batches, start = [], 0
-        for stop in range(1, len(lengths) + 1):
-            if stop == len(lengths) or lengths[stop] * (stop + 1 - start) > self.micro_batch_tokens:
-                batches.append(slice(start, stop))
-                start = stop
-        return batches
-
-    def _pool_batch(self, prefix: DynamicCache, ids: list[list[int]]) -> Tensor:
-        longest = max(len(row) for row in ids)
-        # Padding stands on the right: under a causal mask no real token sees it, so that any id does.
-        ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-        cache = copy.deepcopy(prefix)
-        cache.batch_repeat_interleave(len(ids))
-        states_BTD = self.model(input_ids=ids_BT, past_key_values=cache, use_cache=True).last_hidden_state.float()
-        lengths_B = torch.tensor([len(row) for row in ids])
-        mask_BT = torch.arange(longest)[None] < lengths_B[:, None]
-        mean_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
-        last_BD = states_BTD[torch.arange(len(ids)), lengths_B - 1]
-        return torch.cat([mean_BD, last_BD], dim=-1)
 
 
 def fit_projection(states_ND: Tensor, num_components: int) -> dict[str, Tensor]:
@@ -180,34 +165,20 @@ class Discriminator:
 
     def __init__(self, states: FrozenStates, head: dict[str, Tensor], *, shift: float, scale: float) -> None:
         self.states, self.head, self.shift, self.scale = states, head, shift, scale
-        self._references: dict[tuple[str, str], Tensor] = {}
 
     def score(self, prompts: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
-        """Score candidates against references, all for user texts `prompts`; higher = closer to the expert.
-
-        Only candidates are run on every call. References are run one by one, so that a score does not depend on
-        which calls came before.
-        """
+        """Score candidates against references, all for user texts `prompts`; higher = closer to the expert."""
         if not len(prompts) == len(references) == len(candidates):
             raise ValueError(
                 f"score needs lists of one length, got {len(prompts)}, {len(references)}, {len(candidates)}"
             )
-        rows_of: dict[str, list[int]] = defaultdict(list)
-        for row, prompt in enumerate(prompts):
-            rows_of[prompt].append(row)
-        scores = [0.0] * len(prompts)
-        for prompt, rows in rows_of.items():
-            reference_states = torch.stack([self._reference(prompt, references[row]) for row in rows])
-            states = project(self.head, self.states.pool(prompt, [candidates[row] for row in rows]))
-            for row, score in zip(rows, head_scores(self.head, states, reference_states).tolist(), strict=True):
-                scores[row] = score
-        return scores
-
-    def _reference(self, prompt: str, reference: str) -> Tensor:
-        key = (prompt, reference)
-        if key not in self._references:
-            self._references[key] = project(self.head, self.states.pool(prompt, [reference]))[0]
-        return self._references[key]
+        if not prompts:
+            return []
+        place = {pair: index for index, pair in enumerate(dict.fromkeys(zip(prompts, references, strict=True)))}
+        texts = [*(reference for _, reference in place), *candidates]
+        states = project(self.head, self.states.pool([*(prompt for prompt, _ in place), *prompts], texts))
+        reference_rows = [place[pair] for pair in zip(prompts, references, strict=True)]
+        return head_scores(self.head, states[len(place) :], states[reference_rows]).tolist()
 
 
 def load_discriminator(
@@ -290,7 +261,8 @@ def score_groups(head: dict[str, Tensor], states_ND: Tensor, examples: Sequence[
 
 
 def _pooled(states: FrozenStates, examples: Sequence[Example]) -> Tensor:
-    return torch.cat([states.pool(e.prompt.text, [item.text for item in e.items]) for e in examples])
+    items = [(example.prompt.text, item.text) for example in examples for item in example.items]
+    return states.pool([prompt for prompt, _ in items], [text for _, text in items])
 
 
 def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, demonstrations: Path) -> None:

@@ -78,7 +78,8 @@ def examples_of(count: int, start: int) -> list[Example]:
 
 
 def pooled(states: FrozenStates, examples: list[Example]) -> torch.Tensor:
-    return torch.cat([states.pool(e.prompt.text, [item.text for item in e.items]) for e in examples])
+    items = [(e.prompt.text, item.text) for e in examples for item in e.items]
+    return states.pool(*map(list, zip(*items, strict=True)))
 
 
 def test_a_positive_is_never_the_reference_and_negatives_are_raw_drafts_of_the_same_prompt() -> None:
@@ -126,8 +127,8 @@ def test_the_head_is_a_function_of_its_seed(states: FrozenStates) -> None:
 
 def test_pooled_states_do_not_depend_on_the_batch_but_for_rounding(states: FrozenStates) -> None:
     texts = ["short", "a much longer text that goes on for quite a few tokens more", ""]
-    together = states.pool("Write.", texts)
-    alone = torch.cat([states.pool("Write.", [text]) for text in texts])
+    together = states.pool(["Write."] * 3, texts)
+    alone = torch.cat([states.pool(["Write."], [text]) for text in texts])
     assert together.shape == (3, 2 * 64)
     assert torch.allclose(together, alone, atol=1e-4 * float(alone.std()))
     assert not torch.allclose(alone[0], alone[1], atol=0.05 * float(alone.std()))
@@ -140,7 +141,7 @@ def test_pooled_states_are_those_of_the_whole_sequence_in_one_forward(states: Fr
     with torch.inference_mode():
         hidden = states.model(input_ids=torch.tensor([before + after])).last_hidden_state[0, len(before) :].float()
     expected = torch.cat([hidden.mean(0), hidden[-1]])
-    assert torch.allclose(states.pool("Write.", ["some words"])[0], expected, atol=1e-4 * float(expected.std()))
+    assert torch.allclose(states.pool(["Write."], ["some words"])[0], expected, atol=1e-4 * float(expected.std()))
 
 
 def test_scores_come_in_the_callers_order_and_take_empty_candidates(states: FrozenStates) -> None:
@@ -159,20 +160,13 @@ def test_scores_come_in_the_callers_order_and_take_empty_candidates(states: Froz
         discriminator.score(prompts, references, ["one"])
 
 
-def test_a_reference_is_run_once_and_its_score_does_not_depend_on_earlier_calls(states: FrozenStates) -> None:
+def test_a_score_does_not_depend_on_earlier_calls(states: FrozenStates) -> None:
     train = examples_of(6, 0)
     head = train_head(pooled(states, train), make_triples(train), SPEC)
     fresh = Discriminator(states, head, shift=0.0, scale=1.0).score(["W."], ["flour"], ["oven"])
     used = Discriminator(states, head, shift=0.0, scale=1.0)
     used.score(["W.", "W."], ["dough", "flour"], ["oven", "oven moon"])
-    calls: list[int] = []
-    pool = states.pool
-    states.pool = lambda prompt, texts: calls.append(len(texts)) or pool(prompt, texts)  # type: ignore[method-assign]
-    try:
-        assert used.score(["W."], ["flour"], ["oven"]) == fresh
-    finally:
-        states.pool = pool  # type: ignore[method-assign]
-    assert calls == [1]
+    assert used.score(["W."], ["flour"], ["oven"]) == fresh
 
 
 def test_the_head_scores_by_its_formula() -> None:

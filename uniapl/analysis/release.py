@@ -41,9 +41,7 @@ def release(root: Path, target: Path) -> int:
     files = released_files(root, study.index)
     size = sum((root / path).stat().st_size for path in files)
     if size > MOST_BYTES:
-        raise ValueError(
-            f"{root}: its records are {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}"
-        )
+        raise ValueError(f"{root}: its records are {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
     modified = [d for d, manifest in study.manifests.items() if manifest.get("code", {}).get("modified")]
     if modified:
         raise ValueError(f"{root / modified[0]} was made by changed code; commit it and run the study again")
