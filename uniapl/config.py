@@ -144,7 +144,7 @@ class StageSpec(Spec):
     demonstrations_per_step: Positive = Field(
         16, description="Those of the step's own prompts first, then others; not stated, 20% of the batch in CHORD's."
     )
-    learning_rate: float = Field(gt=0, description="AdamW; not stated; ours, not tuned.")
+    learning_rate: float = Field(gt=0, description="AdamW; not stated; ours, the same for all methods.")
     warmup_steps: Count = Field(2, description="Linear warm-up of the learning rate; ours.")
     sft_weighting: Literal["none", "phi"] = Field("none", description="phi: CHORD-phi's p(1-p), detached.")
     normalization: Literal["dapo", "grpo", "dr_grpo"] = Field(

@@ -18,11 +18,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         head = head_VD.to(hidden_TD.dtype)
         logprobs, entropies, normalizers = [], [], []
         for h, y in zip(hidden_TD.split(chunk), targets_T.split(chunk), strict=True):
-            logits = (h @ head.T).float() / temperature
+            logits = (h @ head.T).float().div_(temperature)
             normalizer = logits.logsumexp(dim=-1)
             logprobs.append(logits.gather(1, y[:, None])[:, 0] - normalizer)
-            probabilities = (logits - normalizer[:, None]).exp()
-            entropies.append(normalizer - (probabilities * logits).sum(dim=-1))
+            probabilities = (logits - normalizer[:, None]).exp_()
+            entropies.append(normalizer - probabilities.mul_(logits).sum(dim=-1))
             normalizers.append(normalizer)
         ctx.save_for_backward(hidden_TD, head, targets_T, torch.cat(normalizers))
         ctx.chunk, ctx.temperature, ctx.head_dtype = chunk, temperature, head_VD.dtype
@@ -38,12 +38,14 @@ class _ChunkedLogprobs(torch.autograd.Function):
         gradient_hidden = []
         pieces = (hidden_TD, targets_T, normalizers_T, gradient_T)
         for h, y, normalizer, g in zip(*(piece.split(ctx.chunk) for piece in pieces), strict=True):
-            logits = (h @ head.T).float() / ctx.temperature
-            gradient_logits = (logits - normalizer[:, None]).exp_().mul_(-g[:, None])
+            logits = (h @ head.T).float().div_(ctx.temperature)
+            gradient_logits = logits.sub_(normalizer[:, None]).exp_().mul_(-g[:, None])  # in place: logits are large
             gradient_logits.scatter_add_(1, y[:, None], g[:, None])
-            gradient_logits = (gradient_logits / ctx.temperature).to(head.dtype)
+            gradient_logits = gradient_logits.div_(ctx.temperature).to(head.dtype)
             gradient_hidden.append(gradient_logits @ head)
-            if gradient_head is not None:
+            if gradient_head is not None and gradient_logits.dtype == gradient_head.dtype:
+                gradient_head.addmm_(gradient_logits.T, h)  # a chunk's own [V, D] never exists
+            elif gradient_head is not None:
                 gradient_head += gradient_logits.T @ h
         if gradient_head is not None:
             gradient_head = gradient_head.to(ctx.head_dtype)
