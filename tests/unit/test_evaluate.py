@@ -191,6 +191,18 @@ def test_a_likelihood_does_not_depend_on_the_batch_and_knows_greedy_answers(stud
     assert together[1].num_tokens == 3
 
 
+def test_a_beginning_that_all_prompts_share_changes_no_likelihood(study: Path) -> None:
+    model = models.load_policy(study / "models/tiny-x/weights", dtype="float32")
+    system = [21, 22, 23, 24]
+    pairs = [([*system, 5, 6], [7, 8]), ([*system, 9], [10]), (system, [11, 12, 13])]
+    together = completion_likelihoods(model, pairs, micro_batch_tokens=4096)
+    for (prompt_ids, completion_ids), found in zip(pairs, together, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt_ids + completion_ids])).logits[0, len(prompt_ids) - 1 : -1].float()
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion_ids)[:, None]).sum().item()
+        assert found.sum_nats == pytest.approx(expected, abs=1e-4)
+
+
 def test_an_unknown_task_is_one_line(tmp_path: Path) -> None:
     config = {"evaluation": {"tasks": ["ifevil"]}}
     with pytest.raises(ValueError, match="evals: unknown task 'ifevil'; use development, heldout, ifbench or the name"):
