@@ -152,6 +152,16 @@ def layout(
     )
 
 
+def scoring_batches(
+    sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: bool, device: torch.device
+) -> Iterator[tuple[list[int], MicroBatch]]:
+    """Micro-batches that nothing is trained on, each with the places of its sequences in the caller's list."""
+    place = {id(sequence): index for index, sequence in enumerate(sequences)}
+    for group in split(sequences, micro_tokens=micro_tokens, packing=packing):
+        micro = layout(group, packing=packing, normalization="dapo", max_new_tokens=1, device=device)
+        yield [place[id(sequence)] for sequence in group], micro
+
+
 def _sees(branch_BS: Tensor) -> Tensor:
     """Bool [B, 1, S, S]: a token sees earlier ones of the prompt and of its own answer; padding sees itself alone."""
     width = branch_BS.shape[1]

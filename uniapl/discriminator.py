@@ -25,7 +25,7 @@ from torch.nn.functional import cosine_similarity, gelu, logsigmoid
 from transformers import AutoModel
 
 from uniapl import chat, models
-from uniapl.batch import layout, split
+from uniapl.batch import scoring_batches
 from uniapl.config import DataSpec, DiscriminatorSpec
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
@@ -72,18 +72,17 @@ class FrozenStates:
         sequences = [
             TokenSequence(ids_of[prompt], answer, frozenset()) for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        place = {id(sequence): index for index, sequence in enumerate(sequences)}
         pooled: list[Tensor] = [torch.empty(0)] * len(sequences)
-        for group in split(sequences, micro_tokens=self.micro_batch_tokens, packing=True):
-            micro = layout(group, packing=True, normalization="dapo", max_new_tokens=1, device=self.model.device)
+        for indices, micro in scoring_batches(
+            sequences, micro_tokens=self.micro_batch_tokens, packing=True, device=self.model.device
+        ):
             output = self.model(
                 input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
                 use_cache=False,
             )  # fmt: skip
             states_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T].float()
-            lengths = [len(sequence.completion_ids) for sequence in group]
-            for sequence, states_SD in zip(group, states_TD.split(lengths), strict=True):
-                pooled[place[id(sequence)]] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
+            for index, states_SD in zip(indices, states_TD.split([len(answers[i]) for i in indices]), strict=True):
+                pooled[index] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
         return torch.stack(pooled)
 
 

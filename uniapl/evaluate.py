@@ -24,8 +24,9 @@ from uniapl import chat, models
 from uniapl.config import EvalSpec, SamplerSpec
 from uniapl.entry import run_guarded
 from uniapl.likelihood import Likelihood, completion_likelihoods
+from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
-from uniapl.records import Sample, read_demonstrations, write_jsonl
+from uniapl.records import HELDOUT_LOG, Sample, read_demonstrations, write_jsonl
 from uniapl.sampler import Sampler, make_sampler
 
 TASKS = Path(__file__).resolve().parent / "tasks"
@@ -35,7 +36,7 @@ HELD_OUT = ("heldout", "ifbench")  # every look at these is logged
 SCORED = ("development", "heldout")  # answers get log-probs
 FOREIGN_MODEL_TOKENS = 4096  # least room for tasks of lm-eval, whose prompts are long
 MICRO_BATCH_TOKENS = 4096  # of a scoring forward; speed only
-HELDOUT_LOG = "heldout_log.jsonl"
+WHOLE = "1of1"  # the share that is everything
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,10 @@ def read_index(study_file: Path) -> dict[str, Any]:
     return json.loads(study_file.read_text(encoding="utf-8"))
 
 
-def pending(index: dict[str, Any], root: Path, *, share: tuple[int, int]) -> list[Entry]:
-    """Evaluations of share (i, n), every n-th from the i-th on, that are not finished.
-
-    Raise ValueError where a model is not there yet.
-    """
+def pending(index: dict[str, Any], root: Path, *, share: str) -> list[Entry]:
+    """Evaluations of a share (`1of2`) that are not finished. Raise ValueError where a model is not there yet."""
     entries = []
-    for row in index["evaluations"][share[0] - 1 :: share[1]]:
+    for row in in_share(index["evaluations"], share):
         directory = root / row["directory"]
         if (directory / "manifest.json").exists():
             continue
@@ -336,7 +334,7 @@ def shown(summary: dict[str, Any]) -> str:
     )
 
 
-def evaluate_study(study_file: Path, *, share: tuple[int, int] = (1, 1)) -> None:
+def evaluate_study(study_file: Path, *, share: str = WHOLE) -> None:
     """Evaluate what is pending of a share of the models, with one engine start for each base model."""
     from rich.console import Console
 
@@ -344,7 +342,7 @@ def evaluate_study(study_file: Path, *, share: tuple[int, int] = (1, 1)) -> None
     root, index = study_file.parent, read_index(study_file)
     entries = pending(index, root, share=share)
     started, done = time.perf_counter(), 0
-    part = "" if share == (1, 1) else f" in share {share[0]} of {share[1]}"
+    part = "" if share == WHOLE else f" in share {share}"
     console.print(f"evaluate: {len(entries)} of {len(index['evaluations'])} models to do{part}")
     for name in dict.fromkeys(entry.model for entry in entries):
         group = [entry for entry in entries if entry.model == name]
@@ -366,16 +364,9 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Evaluate every model of a study that has not been evaluated.")
     parser.add_argument("study", type=Path, help="the study's index: RESULTS/study.json")
-    parser.add_argument("--share", type=_share, default=(1, 1), metavar="IofN", help="every N-th model from the I-th")
+    parser.add_argument("--share", default=WHOLE, metavar="IofN", help="every N-th model from the I-th")
     arguments = parser.parse_args()
     run_guarded(lambda: evaluate_study(arguments.study, share=arguments.share))
-
-
-def _share(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("of")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like 1of2")
-    return int(number), int(count)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from uniapl.batch import layout, split
+from uniapl.batch import scoring_batches
 from uniapl.records import TokenSequence
 
 CHUNK_TOKENS = 512  # tokens whose logits exist at once; memory only
@@ -36,19 +37,20 @@ def completion_likelihoods(
 ) -> list[Likelihood]:
     """Score (prompt ids, completion ids) pairs, batched by length; logits are computed for completion tokens only.
 
-    What all prompts begin with (a chat template's system message) is run once a batch. A prompt must not be empty.
-    Softmax and sums are in float32, the forward in the model's type.
+    What all prompts begin with (a chat template's system message) is run once. A prompt must not be empty. Softmax and
+    sums are in float32, the forward in the model's type.
     """
     shared = _common_beginning([prompt[:-1] for prompt, _ in pairs])  # a prompt's last token stays its own
-    sequences = [TokenSequence(prompt[len(shared) :], completion, frozenset()) for prompt, completion in pairs]
-    place = {id(sequence): i for i, sequence in enumerate(sequences)}
-    found: dict[int, Likelihood] = {i: Likelihood(0.0, 0, True) for i in range(len(pairs))}
-    scored = [s for s in sequences if s.completion_ids]
+    found = [Likelihood(0.0, 0, True)] * len(pairs)
+    scored = [i for i, (_, completion) in enumerate(pairs) if completion]
+    sequences = [TokenSequence(pairs[i][0][len(shared) :], pairs[i][1], frozenset()) for i in scored]
     device, head_VD = next(model.parameters()).device, model.get_output_embeddings().weight
-    for group in split(scored, micro_tokens=micro_batch_tokens, packing=False):
-        micro = layout(group, packing=False, normalization="dapo", max_new_tokens=1, device=device)
-        before = _prefix(model, shared, len(group))
-        seen_BP = micro.attention_mask.new_ones(len(group), len(shared))
+    prefix = _prefix(model, shared)
+    for places, micro in scoring_batches(sequences, micro_tokens=micro_batch_tokens, packing=False, device=device):
+        before = copy.deepcopy(prefix)
+        if before is not None:
+            before.batch_repeat_interleave(len(places))
+        seen_BP = micro.attention_mask.new_ones(len(places), len(shared))
         hidden_BSD = model.get_decoder()(
             input_ids=micro.input_ids_BS,
             position_ids=micro.position_ids_BS + len(shared),
@@ -62,12 +64,11 @@ def completion_likelihoods(
             logits = (h @ head_VD.T).float()
             logprobs.append(logits.gather(1, y[:, None])[:, 0] - logits.logsumexp(dim=-1))
             greedy.append(logits.argmax(dim=-1) == y)
-        lengths = [len(s.completion_ids) for s in group]
+        lengths = [len(sequences[place].completion_ids) for place in places]
         pieces = zip(torch.cat(logprobs).split(lengths), torch.cat(greedy).split(lengths), strict=True)
-        for sequence, (logprobs_T, greedy_T) in zip(group, pieces, strict=True):
-            value = Likelihood(float(logprobs_T.sum()), len(sequence.completion_ids), bool(greedy_T.all()))
-            found[place[id(sequence)]] = value
-    return [found[i] for i in range(len(pairs))]
+        for place, (logprobs_T, greedy_T) in zip(places, pieces, strict=True):
+            found[scored[place]] = Likelihood(float(logprobs_T.sum()), len(logprobs_T), bool(greedy_T.all()))
+    return found
 
 
 def _common_beginning(lists: Sequence[list[int]]) -> list[int]:
@@ -76,11 +77,10 @@ def _common_beginning(lists: Sequence[list[int]]) -> list[int]:
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], ends)]
 
 
-def _prefix(model: Any, ids: list[int], rows: int) -> DynamicCache | None:
-    """Keys and values of a common beginning for `rows` sequences; None where there is none."""
+def _prefix(model: Any, ids: list[int]) -> DynamicCache | None:
+    """Keys and values of a common beginning; None where there is none."""
     if not ids:
         return None
     cache = DynamicCache(config=model.config)
     model.get_decoder()(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(rows)
     return cache

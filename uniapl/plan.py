@@ -7,13 +7,16 @@ content, so a changed config is another directory and runs with the same beginni
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
 from uniapl.layers import load_ablation, validate
 from uniapl.provenance import content_hash, read_config, write_whole
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,14 @@ def _add_evaluation(
     evaluation = Evaluation(directory, config, model.name, run, label, variant, seed)
     if evaluation not in plan.evaluations:
         plan.evaluations.append(evaluation)
+
+
+def in_share(items: Sequence[Item], share: str) -> Sequence[Item]:
+    """Share `1of2`: every second item from the first on. Raise ValueError for another form."""
+    number, _, count = share.partition("of")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ValueError(f"share = {share!r} is not like 1of2")
+    return items[int(number) - 1 :: int(count)]
 
 
 def check_configs(plan: Plan) -> None:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+HELDOUT_LOG = "heldout_log.jsonl"  # in a study's root: one line for every look at held-out prompts
+
 
 @dataclass(frozen=True)
 class Constraint:

@@ -220,9 +220,9 @@ def test_a_share_takes_every_nth_model_and_needs_no_other(tmp_path: Path) -> Non
     study_file = make_study(tmp_path, ["heldout"])
     index = json.loads(study_file.read_text())
     (tmp_path / "runs/x/seed0/manifest.json").unlink()
-    assert [entry.method for entry in pending(index, tmp_path, share=(1, 2))] == ["base"]
+    assert [entry.method for entry in pending(index, tmp_path, share="1of2")] == ["base"]
     with pytest.raises(ValueError, match="runs/x/seed0 is not finished"):
-        pending(index, tmp_path, share=(2, 2))
+        pending(index, tmp_path, share="2of2")
 
 
 def test_accuracies_leave_out_what_was_not_judged() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from uniapl.config import ConfigError
 from uniapl.layers import load_study
-from uniapl.plan import Plan, Run, make_plan, stage_of_path, write_configs
+from uniapl.plan import Plan, Run, in_share, make_plan, stage_of_path, write_configs
 from uniapl.provenance import content_hash, read_config
 
 
@@ -125,3 +125,10 @@ def test_the_index_names_every_run_and_evaluation_relative_to_the_root(tmp_path:
     assert index["evaluations"][0]["run"] is None
     for entry in (*index["runs"], *index["evaluations"]):
         assert (plan.root / entry["directory"] / "config.json").exists()
+
+
+def test_shares_hold_everything_once_and_a_malformed_one_is_refused() -> None:
+    assert [in_share([0, 1, 2, 3, 4], share) for share in ("1of2", "2of2")] == [[0, 2, 4], [1, 3]]
+    for share in ("0of2", "3of2", "2", "1of", "-1of2"):
+        with pytest.raises(ValueError, match="is not like 1of2"):
+            in_share([0], share)

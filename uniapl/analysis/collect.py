@@ -18,7 +18,7 @@ import pandas as pd
 from uniapl.analysis.labels import BASE, method_label, method_order
 from uniapl.analysis.stats import Resampling
 from uniapl.config import ClaimSpec
-from uniapl.records import read_jsonl
+from uniapl.records import HELDOUT_LOG, read_jsonl
 
 MAIN = "main"  # the variant that is no ablation
 RECORD_TASKS = (
@@ -335,5 +335,5 @@ def _read_kinds(root: Path, index: dict[str, Any]) -> pd.DataFrame:
 
 
 def _read_log(root: Path) -> list[dict[str, Any]]:
-    path = root / "heldout_log.jsonl"
+    path = root / HELDOUT_LOG
     return [row for _, row in read_jsonl(path)] if path.exists() else []

@@ -15,11 +15,10 @@ from typing import Any
 
 from uniapl.analysis.collect import read_study
 from uniapl.entry import run_guarded
-from uniapl.records import read_jsonl
+from uniapl.records import HELDOUT_LOG
 
 MOST_BYTES = 10_000_000
 RECORDS = ("config.json", "manifest.json", "metrics.jsonl", "results.json", "expert.jsonl", "kinds.csv")
-LOG = "heldout_log.jsonl"
 
 
 def released_files(root: Path, index: dict[str, Any]) -> list[Path]:
@@ -32,7 +31,7 @@ def released_files(root: Path, index: dict[str, Any]) -> list[Path]:
     found = [Path(d) / name for d in directories for name in names if f"{d}/{name}" not in prompts]
     for pattern in ("benchmarks/**/*.tsv", "tables/*", "figures/*.png"):
         found += [path.relative_to(root) for path in sorted(root.glob(pattern))]
-    return [Path("study.json"), *(path for path in (*found, Path(LOG)) if (root / path).is_file())]
+    return [Path("study.json"), *(path for path in (*found, Path(HELDOUT_LOG)) if (root / path).is_file())]
 
 
 def release(root: Path, target: Path) -> int:
@@ -65,7 +64,7 @@ def main() -> None:
     def action() -> None:
         target = root.resolve().parent / "released" / root.resolve().name
         size = release(root, target)
-        looks = sum(1 for _ in read_jsonl(target / LOG)) if (target / LOG).exists() else 0
+        looks = len(read_study(target).heldout_log)
         print(f"{target}: {size / 1e6:.1f} MB; the held-out log has {looks} lines, commit it with the results")
 
     run_guarded(action)

@@ -9,7 +9,7 @@ from pathlib import Path
 from uniapl import workflow as study_workflow
 from uniapl.analysis import outputs
 from uniapl.config import ConfigError
-from uniapl.plan import check_configs, study_index, write_configs
+from uniapl.plan import check_configs, in_share, study_index, write_configs
 from uniapl.provenance import content_hash
 
 # Stages run with this interpreter, print at once, and never reach for the network.

@@ -2,9 +2,8 @@
 
 
 def share_of(name):
-    """The evaluations of share `i of n`: every n-th of the study's."""
-    number, count = map(int, name.split("of"))
-    return plan().evaluations[number - 1 :: count]
+    """The evaluations of share `1of2`."""
+    return in_share(plan().evaluations, name)
 
 
 def evaluated(_):
