@@ -144,7 +144,9 @@ class StageSpec(Spec):
     demonstrations_per_step: Positive = Field(
         16, description="Those of the step's own prompts first, then others; not stated, 20% of the batch in CHORD's."
     )
-    learning_rate: float = Field(gt=0, description="AdamW; not stated; ours, the same for all methods.")
+    learning_rate: float = Field(
+        gt=0, description="AdamW; not stated; ours, one for all methods with L_grpo, one for SFT."
+    )
     warmup_steps: Count = Field(2, description="Linear warm-up of the learning rate; ours.")
     sft_weighting: Literal["none", "phi"] = Field("none", description="phi: CHORD-phi's p(1-p), detached.")
     normalization: Literal["dapo", "grpo", "dr_grpo"] = Field(
@@ -254,7 +256,7 @@ class Study(Spec):
     discriminator: DiscriminatorSpec
     sampler: SamplerSpec
     compute: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Type of matrix products (weights stay float32); auto: bfloat16 where the hardware has it."
+        "auto", description="Type of matrix products (weights stay float32); auto: bfloat16 where it is faster."
     )
     train: TrainSpec
     evaluation: EvalSpec

@@ -138,9 +138,14 @@ def test_vllm_is_refused_in_one_line_where_it_cannot_run(monkeypatch: pytest.Mon
         resolve_kind(spec_of("vllm"))
 
 
-def test_auto_computes_in_bfloat16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_computes_in_bfloat16_only_where_it_is_the_faster_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_gpu_visible", lambda: False)
-    for flags, expected in (({"avx2"}, "float32"), ({"avx2", "avx512_bf16"}, "bfloat16")):
+    for flags, expected in (
+        ({"avx2", "AuthenticAMD"}, "float32"),
+        ({"avx2", "avx512_bf16", "GenuineIntel"}, "float32"),
+        ({"avx2", "avx512_bf16", "AuthenticAMD"}, "bfloat16"),
+        ({"avx2", "avx512_bf16", "amx_bf16", "GenuineIntel"}, "bfloat16"),
+    ):
         resolve_compute.cache_clear()
         monkeypatch.setattr(engines, "_cpu_flags", lambda flags=flags: flags)
         assert resolve_compute("auto") == expected
