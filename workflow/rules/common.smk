@@ -16,7 +16,9 @@ from uniapl.provenance import content_hash
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-os.environ["THP_MEM_ALLOC_ENABLE"] = "1"  # torch on CPU takes large pages: fewer page faults
+# Large tensors come and go in every micro-batch: large pages, and freed memory is kept instead of zeroed anew.
+os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
+os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
 
 # ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
 try:
