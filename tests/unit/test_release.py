@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from tests.unit.conftest import build_study
 from uniapl.analysis import release as module
 from uniapl.analysis.collect import read_study
 from uniapl.analysis.release import release
+
+PROJECT = Path(__file__).resolve().parents[2]
+LAPTOP = PROJECT / "results" / "released" / "laptop"
 
 
 def make(root: Path) -> Path:
@@ -56,3 +60,14 @@ def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="more than"):
         release(make(tmp_path / "laptop"), tmp_path / "released" / "laptop")
     assert not (tmp_path / "released").exists()
+
+
+@pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
+def test_the_readme_shows_the_released_table_and_its_date() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    grids = [part for part in (LAPTOP / "tables/table1.md").read_text(encoding="utf-8").split("\n\n") if part[0] == "|"]
+    assert len(grids) == 2
+    for grid in grids:
+        assert grid.strip() in readme
+    looks = (LAPTOP / "heldout_log.jsonl").read_text().splitlines()
+    assert {json.loads(look)["time"][:10] for look in looks} <= set(re.findall(r"\d{4}-\d\d-\d\d", readme))
