@@ -14,6 +14,7 @@ rule train:
     threads: SHARED_THREADS
     resources:
         mem_mb=MEMORY_MB,
+    priority: 1  # before evaluations: the last runs would else be waited for with an idle core
     params:
         options=options("runs"),
     shell:
@@ -32,6 +33,6 @@ if LONGEST:
     use rule train as train_longest with:
         wildcard_constraints:
             name=LONGEST,
-        priority: 1
+        priority: 2
 
     ruleorder: train_longest > train
