@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ class VLLMSampler:
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
         started = time.perf_counter()
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        from vllm import LLM
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own imports
+            from vllm import LLM
 
         self._on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = (
@@ -60,6 +63,7 @@ class VLLMSampler:
             enable_prefix_caching=True,
             enable_chunked_prefill=False,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             generation_config="vllm",
             logprobs_mode="processed_logprobs",
             seed=0,

@@ -12,10 +12,11 @@ from uniapl.config import ConfigError
 from uniapl.plan import check_configs, in_share, study_index, write_configs
 from uniapl.provenance import content_hash
 
-# Stages run with this interpreter, print at once, and never reach for the network.
+# Stages run with this interpreter, print at once and no warnings of libraries' C++, and never reach for the network.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 # Large tensors come and go in every micro-batch: large pages, and freed memory is kept instead of zeroed anew.
 os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
