@@ -142,7 +142,7 @@ def update(
     counts = term_counts(sequences, normalization=policy.stage.normalization)
     trained = [s for s in sequences if needs_gradient(s, coefficients)]
     sums = Sums()
-    policy.optimizer.zero_grad(set_to_none=True)
+    policy.optimizer.zero_grad(set_to_none=False)  # taken anew every step, their memory would break up the heap
     total = 0.0
     for micro in policy.split(trained):
         start_T = None
