@@ -20,6 +20,8 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 # Large tensors come and go in every micro-batch: large pages, and freed memory is kept instead of zeroed anew.
 os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
 os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=100000000000"
+# Packed micro-batches have ever new lengths, and oneDNN keeps 1,024 kernels of past shapes: 0.1 GB a step, for no speed.
+os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
 # ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
 try:
