@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,14 @@ def _steps(run_directory: Path) -> list[Path]:
     return sorted(path.parent for path in (run_directory / "checkpoints").glob(f"step_*/{COMPLETE}"))
 
 
+@contextmanager
+def _single_process() -> Iterator[None]:
+    """Without DCP's warning that it takes no_dist at its word."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
 def save(run_directory: Path, *, step: int, model: Any, optimizer: Any, fingerprint: str) -> None:
     """Write the state after `step` steps, then drop older checkpoints. Raise OSError where the disk is full.
 
@@ -35,7 +46,8 @@ def save(run_directory: Path, *, step: int, model: Any, optimizer: Any, fingerpr
     temporary.mkdir(parents=True)
     model_state, optimizer_state = get_state_dict(model, optimizer)
     try:
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(temporary), no_dist=True)
+        with _single_process():
+            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(temporary), no_dist=True)
         write_whole(temporary / COMPLETE, json.dumps({"step": step, "config_hash": fingerprint}) + "\n")
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -55,7 +67,7 @@ def _as_disk_error(error: BaseException, target: Path) -> BaseException:
         while cause is not None:  # torch's writer raises errors of its own while it handles the disk's
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 return OSError(cause.errno, "no space left", str(target))
-            if isinstance(cause, RuntimeError) and "file write failed" in str(cause):  # and sometimes hides it
+            if isinstance(cause, RuntimeError) and any(words in str(cause) for words in TORN_WRITE):
                 return OSError(errno.ENOSPC, "no space left", str(target))
             cause = cause.__cause__ or cause.__context__
     return error
@@ -77,7 +89,8 @@ def load_newest(run_directory: Path, *, model: Any, optimizer: Any, fingerprint:
         )
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
-    dcp.load(state, checkpoint_id=str(steps[-1]), no_dist=True)
+    with _single_process():
+        dcp.load(state, checkpoint_id=str(steps[-1]), no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return int(marker["step"])
 

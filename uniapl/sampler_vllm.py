@@ -43,32 +43,32 @@ class VLLMSampler:
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
         started = time.perf_counter()
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own imports
-            from vllm import LLM
-
         self._on_gpu = torch.cuda.is_available()
         options: dict[str, Any] = (
             {"gpu_memory_utilization": GPU_MEMORY_SHARE, "enable_sleep_mode": True}
             if self._on_gpu
             else {"kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30), "block_size": BLOCK_TOKENS}
         )
-        options["dtype"] = dtype
-        self._llm = LLM(
-            model=str(model_directory),
-            enforce_eager=True,
-            max_model_len=spec.max_model_tokens,
-            max_num_seqs=spec.max_sequences,
-            max_num_batched_tokens=max(2048, spec.max_model_tokens),
-            enable_prefix_caching=True,
-            enable_chunked_prefill=False,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            generation_config="vllm",
-            logprobs_mode="processed_logprobs",
-            seed=0,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own imports, some of which come with the engine
+            from vllm import LLM
+
+            self._llm = LLM(
+                model=str(model_directory),
+                dtype=dtype,
+                enforce_eager=True,
+                max_model_len=spec.max_model_tokens,
+                max_num_seqs=spec.max_sequences,
+                max_num_batched_tokens=max(2048, spec.max_model_tokens),
+                enable_prefix_caching=True,
+                enable_chunked_prefill=False,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                seed=0,
+                **options,
+            )
         torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that does nothing
         torch.set_num_threads(num_threads)
         self._end_token_id = int(self._llm.get_tokenizer().eos_token_id)
