@@ -16,6 +16,7 @@ from torch import Tensor
 from uniapl.records import TokenSequence
 
 ROLLOUT_TERMS = ("grpo", "adv", "kl")
+FILLER = TokenSequence([0], [], frozenset())  # no token of a completion: a forward for the other ranks' sake
 
 
 @dataclass

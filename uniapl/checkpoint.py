@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from uniapl.distributed import ALONE, Ranks
 from uniapl.provenance import write_whole
 
 COMPLETE = "COMPLETE"
@@ -34,20 +36,25 @@ def _single_process() -> Iterator[None]:
         yield
 
 
-def save(run_directory: Path, *, step: int, model: Any, optimizer: Any, fingerprint: str) -> None:
+def save(run_directory: Path, *, step: int, model: Any, optimizer: Any, fingerprint: str, ranks: Ranks = ALONE) -> None:
     """Write the state after `step` steps, then drop older checkpoints. Raise OSError where the disk is full.
 
     The directory gets its name by a rename after the COMPLETE marker is in it, so the previous checkpoint is only
-    dropped once the new one is whole.
+    dropped once the new one is whole. Of several ranks each writes its shards, the first does the rest.
     """
     parent = run_directory / "checkpoints"
     target, temporary = parent / f"step_{step:06d}", parent / f"partial_{step:06d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if ranks.first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    ranks.wait()
     model_state, optimizer_state = get_state_dict(model, optimizer)
     try:
+        state = {"model": model_state, "optimizer": optimizer_state}
         with _single_process():
-            dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(temporary), no_dist=True)
+            dcp.save(state, checkpoint_id=str(temporary), no_dist=ranks.size == 1)
+        if not ranks.first:
+            return
         write_whole(temporary / COMPLETE, json.dumps({"step": step, "config_hash": fingerprint}) + "\n")
     except (OSError, RuntimeError, CheckpointException) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,7 +97,7 @@ def load_newest(run_directory: Path, *, model: Any, optimizer: Any, fingerprint:
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state}
     with _single_process():
-        dcp.load(state, checkpoint_id=str(steps[-1]), no_dist=True)
+        dcp.load(state, checkpoint_id=str(steps[-1]), no_dist=not dist.is_initialized())
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return int(marker["step"])
 

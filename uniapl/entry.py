@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,17 @@ from typing import Any
 from uniapl.provenance import read_config
 
 
+class SharedError(ValueError):
+    """A mistake that every rank of a training run finds at the same place; the first one says it for all."""
+
+
 def run_guarded(action: Callable[[], None]) -> None:
     """Run, and turn a user's mistake, a full disk or an interruption into one line and an exit code."""
     try:
         action()
     except ValueError as error:
+        if isinstance(error, SharedError) and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)
         sys.exit(_fail(str(error), 2))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -34,7 +41,9 @@ def run_guarded(action: Callable[[], None]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"rank {rank}: "
+    print(f"error: {who}{' '.join(message.split())}", file=sys.stderr, flush=True)
     return code
 
 

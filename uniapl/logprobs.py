@@ -62,9 +62,7 @@ def chunked_logprobs(
     return _ChunkedLogprobs.apply(hidden_TD, head_VD, targets_T, chunk_tokens, temperature)  # type: ignore[no-any-return]
 
 
-def completion_logprobs(
-    model: Any, micro: MicroBatch, *, chunk_tokens: int, temperature: float
-) -> tuple[Tensor, Tensor]:
+def completion_logprobs(model: Any, micro: MicroBatch, chunk_tokens: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of a micro-batch's completion tokens, [T] each, in the micro-batch's order."""
     output = model.get_decoder()(
         input_ids=micro.input_ids_BS,

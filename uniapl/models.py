@@ -15,11 +15,12 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from uniapl.config import ModelSpec
 from uniapl.entry import run_stage
@@ -193,16 +194,17 @@ def _require_checkpoint(directory: Path) -> None:
         raise ValueError(f"weights missing: {directory} holds no checkpoint; run snakemake, which makes it")
 
 
-def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
+def save_model(model: Any, tokenizer: Any, directory: Path, *, weights: dict[str, Tensor] | None = None) -> None:
     """Save weights (safetensors), tokenizer and generation config; the folder appears whole, replacing an older one.
 
+    `weights` by name take the place of the model's own, where those are sharded.
     Raise OSError(ENOSPC) where the disk is full.
     """
     temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     retired = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors writes for the owner alone
@@ -220,10 +222,11 @@ def save_model(model: Any, tokenizer: Any, directory: Path) -> None:
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def weight_sha256(model: nn.Module) -> str:
+def weight_sha256(weights: nn.Module | Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, types and bytes of all parameters, by name; tied weights count once."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
+    named = dict(weights.named_parameters()) if isinstance(weights, nn.Module) else weights
+    for name, parameter in sorted(named.items()):
         tensor = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

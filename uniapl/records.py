@@ -81,6 +81,11 @@ class Rollout:
     followed: tuple[bool | None, ...] = ()
     adversarial_score: float | None = None
 
+    @classmethod
+    def read(cls, row: dict[str, Any]) -> Rollout:
+        """A rollout out of its fields as JSON has them."""
+        return cls(**(row | {"sample": Sample(**row["sample"]), "followed": tuple(row["followed"])}))
+
     @property
     def fraction(self) -> float | None:
         """Share of the constraints that hold; None where one could not be judged."""

@@ -98,7 +98,7 @@ class VLLMSampler:
     def push_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> float:
         started = time.perf_counter()
         with torch.no_grad():
-            tensors = iter([(name, tensor.detach()) for name, tensor in named_tensors])
+            tensors = ((name, tensor.detach()) for name, tensor in named_tensors)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
             if not self._on_gpu:
                 self._llm.collective_rpc(_repack_head)

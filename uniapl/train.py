@@ -13,20 +13,21 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from uniapl import checkpoint, models
+from uniapl import checkpoint, distributed, models
 from uniapl.config import DataSpec, DiscriminatorSpec, SamplerSpec, StageSpec, TrainSpec
 from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
+from uniapl.distributed import ALONE, Ranks, whole_weights
 from uniapl.entry import run_stage
 from uniapl.provenance import config_hash_of, read_manifest, write_manifest
-from uniapl.records import Demonstration, Prompt, TokenSequence, read_demonstrations
+from uniapl.records import Demonstration, Prompt, Rollout, TokenSequence, read_demonstrations, write_jsonl
 from uniapl.rollouts import (
     Group,
     Scores,
@@ -39,11 +40,12 @@ from uniapl.rollouts import (
 )
 from uniapl.runlog import RunLog, metrics_row, read_rows
 from uniapl.sampler import Sampler, make_sampler
-from uniapl.update import Policy, coefficients_at, probe, update
+from uniapl.update import NotFiniteError, Policy, coefficients_at, probe, update
 
 KEPT_ROLLOUTS = 8  # rollouts a step that are kept for reading
 PROBED_DEMONSTRATIONS = 8
 PROBED_ROLLOUTS = 16  # spread evenly over the step's
+COLLECTIVE_TIMEOUT_SECONDS = 1800.0  # a rank that is silent for longer ends the run
 
 
 @dataclass
@@ -90,15 +92,20 @@ class Loop:
                 items = list(self.expert.prompts.values())
                 prompts = draw(items, source="prompts", count=stage.prompts_per_step, **drawn)
                 groups = collect(
-                    self.sampler, prompts, tokenizer=policy.tokenizer, num_rollouts=stage.rollouts_per_prompt,
+                    self.sampler, policy.ranks.share(prompts), tokenizer=policy.tokenizer,
+                    num_rollouts=stage.rollouts_per_prompt,
                     seed_parts=(*self.seed_parts, step), max_new_tokens=policy.max_new_tokens,
                     temperature=policy.settings.temperature,
                 )  # fmt: skip
         probing = step % policy.settings.probe_every == 0 or step == stage.steps - 1
         with clock("score"):
             judge(groups)
-            if groups and coefficients["adv"] > 0:
+            if coefficients["adv"] > 0:
                 score(groups, self.discriminator, self.expert.demonstrations)
+        with clock("probe"):
+            if probing and coefficients["adv"] == 0:
+                score(groups, self.discriminator, self.expert.demonstrations)
+        groups = self._of_all_ranks(groups)
         sequences = rollout_sequences(
             groups, stage, coefficients, tokenizer=policy.tokenizer,
             shift=self.discriminator.shift, scale=self.discriminator.scale,
@@ -111,12 +118,12 @@ class Loop:
             shown = own + draw(items, source="demonstrations", count=more, **drawn)
             sequences += demonstration_sequences(shown, self.expert.prompts, tokenizer=policy.tokenizer)
         with clock("probe"):
-            probed = self._probe(groups, rollouts, scored=coefficients["adv"] > 0) if probing else {}
+            probed = self._probe(rollouts) if probing else {}
         with clock("update"):
-            losses = update(policy, sequences, coefficients, step=step)
+            losses = self._update(sequences, coefficients, step)
         with clock("push"):
             if self.sampler is not None and losses["grad__norm"] is not None:
-                self.sampler.push_weights(policy.model.named_parameters())
+                self.sampler.push_weights(whole_weights(policy.model))
         row = metrics_row(
             step=step + 1, **self._summary(groups), **probed, **losses, **clock.seconds(),
             optimizer__learning_rate=policy.optimizer.param_groups[0]["lr"], weights__w_sft=coefficients["sft"],
@@ -125,11 +132,30 @@ class Loop:
         )  # fmt: skip
         return row, groups
 
-    def _probe(self, groups: list[Group], rollouts: list[TokenSequence], *, scored: bool) -> dict[str, float | None]:
+    def _of_all_ranks(self, groups: list[Group]) -> list[Group]:
+        """The step's groups in the order of its prompts, on every rank."""
+        ranks = self.policy.ranks
+        if ranks.size == 1:
+            return groups
+        rows = [{"prompt": prompt.id, "rollouts": [asdict(r) for r in group]} for prompt, group in groups]
+        return [
+            (self.expert.prompts[row["prompt"]], [Rollout.read(r) for r in row["rollouts"]])
+            for row in ranks.collect(rows)
+        ]
+
+    def _update(self, sequences: list[TokenSequence], coefficients: dict[str, float], step: int) -> dict[str, Any]:
+        """Update; where it is not finite, keep the step's sequences beside the log."""
+        try:
+            return update(self.policy, sequences, coefficients, step=step)
+        except NotFiniteError as error:
+            path = self.directory / f"not_finite_step_{step + 1:06d}.jsonl"
+            if self.policy.ranks.first:
+                write_jsonl(path, [asdict(s) | {"terms": sorted(s.terms)} for s in sequences])
+            raise NotFiniteError(f"{error}; its sequences are in {path}") from error
+
+    def _probe(self, rollouts: list[TokenSequence]) -> dict[str, float | None]:
         fixed = list(self.expert.demonstrations.values())[:PROBED_DEMONSTRATIONS]
         demonstrations = demonstration_sequences(fixed, self.expert.prompts, tokenizer=self.policy.tokenizer)
-        if groups and not scored:
-            score(groups, self.discriminator, self.expert.demonstrations)
         some = rollouts[:: max(1, len(rollouts) // PROBED_ROLLOUTS)]
         return probe(self.policy, some, demonstrations)
 
@@ -178,7 +204,7 @@ class Clock:
         self._began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] = time.perf_counter() - self._began
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.perf_counter() - self._began
 
     def seconds(self) -> dict[str, float]:
         """By the log's names."""
@@ -198,8 +224,7 @@ class Interruption:
 
     def exit_code(self) -> int:
         """As shells say it: 128 + signal."""
-        assert self.signal is not None
-        return 128 + self.signal
+        return 128 + (self.signal or signal.SIGTERM)  # another rank's signal counts as SIGTERM here
 
 
 def lock_run(directory: Path) -> Any:
@@ -219,19 +244,22 @@ def lock_run(directory: Path) -> Any:
 
 
 def open_policy(
-    start: Path, first: Path, settings: TrainSpec, stage: StageSpec, *, max_new_tokens: int, compute: str
-) -> Policy:
-    """The policy from `start`, with the path's first model from `first`."""
+    start: Path, first: Path, settings: TrainSpec, stage: StageSpec, *, max_new_tokens: int, compute: str,
+    ranks: Ranks = ALONE,
+) -> Policy:  # fmt: skip
+    """The policy from `start`, with the path's first model from `first`; sharded where there are several ranks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = models.load_policy(start, dtype=torch.float32).to(device)
     model.train()
     reference = models.load_policy(first, dtype=compute).to(device).eval().requires_grad_(False)
+    for one in (model, reference):
+        distributed.shard(one, ranks)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.weight_decay, fused=True,
     )  # fmt: skip
     tokenizer = models.load_tokenizer(first)
-    return Policy(model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute)
+    return Policy(model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks)
 
 
 def main(
@@ -240,13 +268,15 @@ def main(
 ) -> None:  # fmt: skip
     """Train one stage of one path to its end, from the newest checkpoint if there is one."""
     interruption = Interruption()
-    lock = lock_run(directory)
+    ranks = distributed.start(timeout_seconds=COLLECTIVE_TIMEOUT_SECONDS)
+    lock = lock_run(directory) if ranks.first else None
+    ranks.wait()
     stage, settings = StageSpec(title=config["path"][-1]["name"], **config["path"][-1]), TrainSpec(**config["train"])
     first = models.weights_directory(model)
     start = first if parent is None else parent / "model"
     compute = config["compute"]
     policy = open_policy(
-        start, first, settings, stage, max_new_tokens=config["data"]["max_new_tokens"], compute=compute
+        start, first, settings, stage, max_new_tokens=config["data"]["max_new_tokens"], compute=compute, ranks=ranks
     )
     fingerprint = config_hash_of(directory)
     done = checkpoint.load_newest(directory, model=policy.model, optimizer=policy.optimizer, fingerprint=fingerprint)
@@ -254,7 +284,7 @@ def main(
     if stage.draws_rollouts:
         sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute)
         if done:
-            sampler.push_weights(policy.model.named_parameters())
+            sampler.push_weights(whole_weights(policy.model))
     loop = Loop(
         directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
         load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
@@ -263,28 +293,35 @@ def main(
     name = ".".join(s["name"] for s in config["path"])
     run_steps(loop, done=done, name=name, interruption=interruption, fingerprint=fingerprint)
     finish(loop, config, name=name, parent=parent)
-    lock.close()
+    distributed.stop(ranks)
+    if lock is not None:
+        lock.close()
 
 
 def run_steps(loop: Loop, *, done: int, name: str, interruption: Interruption, fingerprint: str) -> None:
     """All steps from `done` on, with log, progress and checkpoints; leaves the process where it was interrupted."""
-    metrics = RunLog(loop.directory / "metrics.jsonl", resumed_step=done)
-    kept = RunLog(loop.directory / "rollouts.jsonl", resumed_step=done)
-    progress = Progress(name, done, loop.stage.steps, print)
+    policy, ranks = loop.policy, loop.policy.ranks
+    if ranks.first:
+        metrics = RunLog(loop.directory / "metrics.jsonl", resumed_step=done)
+        kept = RunLog(loop.directory / "rollouts.jsonl", resumed_step=done)
+        progress = Progress(name, done, loop.stage.steps, print)
     for step in range(done, loop.stage.steps):
         row, groups = loop.step(step)
-        metrics.append(row)
-        for rollout in kept_rollouts(step + 1, groups):
-            kept.append(rollout)
-        progress.line(row)
+        if ranks.first:
+            metrics.append(row)
+            for rollout in kept_rollouts(step + 1, groups):
+                kept.append(rollout)
+            progress.line(row)
         last = step + 1 == loop.stage.steps
-        if interruption.signal or (not last and (step + 1) % loop.policy.settings.checkpoint_every == 0):
-            policy = loop.policy
+        interrupted = ranks.any(interruption.signal is not None)
+        if interrupted or (not last and (step + 1) % loop.policy.settings.checkpoint_every == 0):
             checkpoint.save(
-                loop.directory, step=step + 1, model=policy.model, optimizer=policy.optimizer, fingerprint=fingerprint
-            )
-        if interruption.signal:
-            print(f"{name}: interrupted; step {step + 1} is saved, the same command goes on from there", flush=True)
+                loop.directory, step=step + 1, model=policy.model, optimizer=policy.optimizer, fingerprint=fingerprint,
+                ranks=ranks,
+            )  # fmt: skip
+        if interrupted:
+            if ranks.first:
+                print(f"{name}: interrupted; step {step + 1} is saved, the same command goes on from there", flush=True)
             raise SystemExit(interruption.exit_code())
 
 
@@ -334,12 +371,16 @@ class Progress:
 
 def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None) -> None:
     """Export the weights and close the run with its manifest."""
-    directory = loop.directory
-    print(f"{name}: exporting the weights", flush=True)
+    directory, ranks = loop.directory, loop.policy.ranks
+    if ranks.first:
+        print(f"{name}: exporting the weights", flush=True)
+    weights = {n: tensor.cpu() if ranks.first else tensor[:0] for n, tensor in whole_weights(loop.policy.model)}
+    if not ranks.first:
+        return
     rollouts = read_rows(directory / "rollouts.jsonl")
     pd.DataFrame(rollouts).to_parquet(directory / ".rollouts.tmp")
     (directory / ".rollouts.tmp").replace(directory / "rollouts.parquet")
-    models.save_model(loop.policy.model, loop.policy.tokenizer, directory / "model")
+    models.save_model(loop.policy.model, loop.policy.tokenizer, directory / "model", weights=weights)
     rows = read_rows(directory / "metrics.jsonl")
     own = {
         "tokens_generated": sum(row["tokens/generated"] or 0 for row in rows),
@@ -351,8 +392,8 @@ def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None
     cumulative = {f"cumulative_{key}": value + before.get(f"cumulative_{key}", 0) for key, value in own.items()}
     outputs = {
         **own, **cumulative, "path": [s["name"] for s in config["path"]], "seed": config["seed"],
-        "sampler": loop.sampler.name if loop.sampler else None, "world_size": 1,
-        "weight_sha256": models.weight_sha256(loop.policy.model), "final": rows[-1] if rows else None,
+        "sampler": loop.sampler.name if loop.sampler else None, "world_size": ranks.size,
+        "weight_sha256": models.weight_sha256(weights), "final": rows[-1] if rows else None,
     }  # fmt: skip
     write_manifest(directory, config=config, outputs=json.loads(json.dumps(outputs)), seconds=own["train_seconds"])
     (directory / "rollouts.jsonl").unlink(missing_ok=True)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uniapl.batch import MicroBatch, layout, needs_gradient, split, term_counts
+from uniapl.batch import FILLER, ROLLOUT_TERMS, MicroBatch, layout, needs_gradient, split, term_counts
 from uniapl.config import Coefficient, ScheduleSpec, StageSpec, TrainSpec
+from uniapl.distributed import ALONE, Ranks, under_forward, whole
+from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
 from uniapl.objectives import (
     clipped_surrogate_loss,
@@ -63,6 +65,7 @@ class Policy:
     stage: StageSpec
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
+    ranks: Ranks = ALONE
 
     def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
         return layout(
@@ -74,18 +77,23 @@ class Policy:
         )
 
     def split(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
+        """This rank's micro-batches. All ranks have as many: FSDP2's forwards and backwards are collective calls."""
         groups = split(sequences, micro_tokens=self.settings.micro_batch_tokens, packing=self.settings.packing)
-        return [self.layout(group) for group in groups]
+        every = list(groups)
+        every += [[FILLER]] * (-len(every) % self.ranks.size)
+        return [self.layout(group) for group in self.ranks.share(every)]
 
     def logprobs(self, micro: MicroBatch, model: Any | None = None) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of a micro-batch's completion tokens under the policy (or another model)."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
-            return completion_logprobs(
-                self.model if model is None else model,
-                micro,
-                chunk_tokens=self.settings.logprob_chunk_tokens,
-                temperature=self.settings.temperature,
+            used = self.model if model is None else model
+            return under_forward(
+                used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, self.settings.temperature
             )
+
+
+class NotFiniteError(SharedError):
+    """Loss or gradient of a step is not finite; the optimizer did not step."""
 
 
 @dataclass
@@ -93,6 +101,7 @@ class Sums:
     """Token sums over the micro-batches of a step, for the log."""
 
     losses: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0
     entropy: float = 0.0
     gap: float = 0.0
     clipped: float = 0.0
@@ -101,6 +110,22 @@ class Sums:
 
     def add(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses.get(name, 0.0) + float(value.detach())
+
+    def not_finite(self) -> list[str]:
+        """Terms whose sum is not finite."""
+        return [name for name, value in self.losses.items() if not math.isfinite(value)]
+
+    def over(self, ranks: Ranks) -> Sums:
+        """The sums of all ranks together."""
+        terms = ("sft", *ROLLOUT_TERMS)
+        own = [self.losses.get(term, 0.0) for term in terms] + [float(term in self.losses) for term in terms]
+        own += [self.total, self.entropy, self.gap, self.clipped, self.rollout_tokens, self.trained_tokens]
+        values = iter(ranks.sums(own))
+        losses = dict(zip(terms, values, strict=False))
+        present = dict(zip(terms, values, strict=False))
+        losses = {term: value for term, value in losses.items() if present[term]}
+        total, entropy, gap, clipped, rollout_tokens, trained_tokens = values
+        return Sums(losses, total, entropy, gap, clipped, int(rollout_tokens), int(trained_tokens))
 
 
 def term_sums(
@@ -136,14 +161,13 @@ def update(
 ) -> dict[str, Any]:
     """One gradient step on the weighted sum over all micro-batches; returns the log's losses and norms.
 
-    Raise ValueError where loss or gradient is not finite (the optimizer does not step), or where sampler and trainer
-    disagree by more than the ceiling.
+    Every rank is given all sequences of the step. Raise NotFiniteError where loss or gradient is not finite (the
+    optimizer does not step), SharedError where sampler and trainer disagree by more than the ceiling.
     """
     counts = term_counts(sequences, normalization=policy.stage.normalization)
     trained = [s for s in sequences if needs_gradient(s, coefficients)]
     sums = Sums()
     policy.optimizer.zero_grad(set_to_none=False)  # taken anew every step, their memory would break up the heap
-    total = 0.0
     for micro in policy.split(trained):
         start_T = None
         if coefficients["kl"] > 0:
@@ -155,15 +179,18 @@ def update(
             sampler_clip=policy.settings.sampler_clip, start_logprobs_T=start_T,
         )  # fmt: skip
         loss = weighted_sum(parts, coefficients, counts)
-        assert loss is not None, "a micro-batch without a term"
+        if loss is None:
+            assert not len(logprobs_T), "a micro-batch without a term"
+            loss = logprobs_T.sum()  # of a filler: 0, and its backward answers the other ranks'
         loss.backward()
-        total += float(loss.detach())
+        sums.total += float(loss.detach())
         for term, value in parts.items():
             sums.add(term, value)
         _measure(sums, policy, micro, logprobs_T.detach(), entropy_T)
+    own, sums = sums, sums.over(policy.ranks)
     gap = sums.gap / sums.rollout_tokens if sums.rollout_tokens else None
     if gap is not None and gap > policy.settings.sampler_gap_ceiling:
-        raise ValueError(
+        raise SharedError(
             f"step {step + 1}: sampler and trainer differ by {gap:.3f} nats a token on average, above "
             f"train.sampler_gap_ceiling = {policy.settings.sampler_gap_ceiling}; "
             f"set sampler.kind to hf, or compute to float32"
@@ -174,10 +201,12 @@ def update(
         for parameter in parameters:
             if parameter.grad is None:  # all sequences were left out: as if kept, so that momentum goes on
                 parameter.grad = torch.zeros_like(parameter)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm))
-        if not (math.isfinite(norm) and math.isfinite(total)):
-            raise ValueError(
-                f"step {step + 1}: loss {total} or gradient norm {norm} is not finite; nothing was updated"
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm)))
+        if not (math.isfinite(norm) and math.isfinite(sums.total)):
+            bad = [(rank, terms) for rank, terms in enumerate(policy.ranks.collect([own.not_finite()])) if terms]
+            where = "".join(f" (rank {rank}: {', '.join(terms)})" for rank, terms in bad)
+            raise NotFiniteError(
+                f"step {step + 1}: loss {sums.total} or gradient norm {norm} is not finite{where}; nothing was updated"
             )
         for group in policy.optimizer.param_groups:
             group["lr"] = learning_rate_at(policy.stage, step)
@@ -185,7 +214,7 @@ def update(
     tokens = max(1, sums.rollout_tokens)
     measured = bool(sums.rollout_tokens)
     return {
-        "loss__total": total,
+        "loss__total": sums.total,
         **{f"loss__{term}": value / counts[term] for term, value in sums.losses.items()},
         "grad__norm": norm,
         "entropy__mean_nats": sums.entropy / tokens if measured else None,
@@ -211,7 +240,7 @@ def probe(
     policy: Policy, rollouts: list[TokenSequence], demonstrations: list[TokenSequence]
 ) -> dict[str, float | None]:
     """Measure, without gradient, the KL to the path's first model and the loss on fixed demonstrations, nats."""
-    kl_sum, kl_tokens, sft_sum, sft_tokens = 0.0, 0, 0.0, 0
+    kl_sum, kl_tokens, sft_sum, sft_tokens = 0.0, 0.0, 0.0, 0.0
     marked = [TokenSequence(s.prompt_ids, s.completion_ids, frozenset({"kl"})) for s in rollouts]
     for micro in policy.split(marked):
         logprobs_T, start_T = policy.logprobs(micro)[0], policy.logprobs(micro, policy.start)[0]
@@ -221,6 +250,7 @@ def probe(
         logprobs_T = policy.logprobs(micro)[0]
         sft_sum -= float(logprobs_T.sum())
         sft_tokens += len(logprobs_T)
+    kl_sum, kl_tokens, sft_sum, sft_tokens = policy.ranks.sums([kl_sum, kl_tokens, sft_sum, sft_tokens])
     return {
         "kl__start_nats": kl_sum / kl_tokens if kl_tokens else None,
         "probe__sft_nats": sft_sum / sft_tokens if sft_tokens else None,

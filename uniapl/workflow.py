@@ -1,8 +1,9 @@
 """What the Snakefile asks before any job starts: the scale, the plans of its targets, and one line for every mistake.
 
 Imports nothing heavy, since Snakemake parses the workflow on every call. `--config` keys: `scale`, `source`
-(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), and
-everything that a Study holds; models, methods, seeds, evals and ablations may be written as `a,b`.
+(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), `ranks`
+(processes that train one run together: speed only, so no run's hash depends on it), and everything that a Study holds;
+models, methods, seeds, evals and ablations may be written as `a,b`.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Settings:
     scale: str
     source: str
     results: Path
+    ranks: int
     overrides: dict[str, Any]
 
 
@@ -56,13 +58,16 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
     source = str(overrides.pop("source", "run"))
     results = Path(str(overrides.pop("results", "results")))
+    ranks = overrides.pop("ranks", 1)
+    if type(ranks) is not int or ranks < 1:
+        raise ConfigError(f"--config: ranks = {ranks!r}: must be a whole number of processes, 1 or more")
     if scale not in ("auto", *SCALES):
         raise ConfigError(f"--config: scale = {scale!r}: unknown; known: auto, {', '.join(SCALES)}")
     if source not in ("run", "released"):
         raise ConfigError(f"--config: source = {source!r}: unknown; known: run, released")
     if source == "released" and overrides:
         raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
-    return Settings(scale, source, results, overrides)
+    return Settings(scale, source, results, ranks, overrides)
 
 
 def missing_for_paper() -> list[str]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
+from uniapl import train
 from uniapl.config import StageSpec, TrainSpec
 from uniapl.models import weights_directory
-from uniapl.records import Demonstration, Prompt
-from uniapl.runlog import TIMES
+from uniapl.provenance import content_hash, read_manifest
+from uniapl.records import Demonstration, Prompt, write_jsonl
+from uniapl.runlog import TIMES, read_rows
 from uniapl.sampler_hf import HFSampler
 from uniapl.train import Expert, Loop, open_policy
 from uniapl.update import Policy
@@ -61,6 +65,43 @@ class Setting:
         sampler = HFSampler(weights_directory(self.model_directory), max_sequences=64, dtype="float32")
         expert = Expert({p.id: p for p in self.prompts}, {d.prompt_id: d for d in self.demonstrations})
         return Loop(directory, stage, (seed, 0), self.policy(stage, **settings), sampler, discriminator, expert)
+
+
+class Run:
+    """A run directory with its inputs on disk, trained by the command's own main function."""
+
+    def __init__(self, root: Path, setting: Setting, stage: StageSpec, **settings: Any) -> None:
+        prompts = len(setting.prompts)
+        data = {
+            "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
+            "num_heldout": 1, "num_policy": prompts, "num_discriminator": 1, "num_discriminator_test": 1,
+        }  # fmt: skip
+        self.config = {
+            "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**settings).model_dump(), "data": data,
+            "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1},
+        }  # fmt: skip
+        self.root, self.model_directory = root, setting.model_directory
+        write_jsonl(root / "train.jsonl", setting.prompts)
+        write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)
+        self.directory = root / f"main-{content_hash(self.config)}" / "seed0"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "config.json").write_text(json.dumps(self.config))
+
+    def inputs(self) -> dict[str, Path]:
+        """What the command reads, by the name of its option."""
+        return {
+            "model": self.model_directory, "data": self.root, "demonstrations": self.root, "discriminator": self.root,
+        }  # fmt: skip
+
+    def train(self) -> None:
+        """What `python -m uniapl.train` calls."""
+        train.main(self.directory, self.config, **self.inputs())
+
+    def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
+        """Rows without times, the weights' hash, and the kept rollouts."""
+        rows = read_rows(self.directory / "metrics.jsonl")
+        rollouts = pd.read_parquet(self.directory / "rollouts.parquet")
+        return timeless(rows), read_manifest(self.directory)["weight_sha256"], rollouts.to_dict()
 
 
 def train_spec(**changes: Any) -> TrainSpec:

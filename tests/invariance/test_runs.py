@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -10,28 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 
 from tests.invariance.small_step import (
-    MAX_NEW_TOKENS,
     HashDiscriminator,
     NanDiscriminator,
     Row,
+    Run,
     Setting,
     assert_not_vacuous,
     run_loop,
     same_bits,
     stage_spec,
     timeless,
-    train_spec,
     weights_of,
     without,
 )
 from uniapl import train
-from uniapl.provenance import content_hash, read_manifest
-from uniapl.records import write_jsonl
 from uniapl.runlog import read_rows
 
 ADVERSARIAL = ("adv/score_mean", "adv/utility_mean")
@@ -93,40 +88,8 @@ class Killed(BaseException):
     """What kill -9 is to the code: nothing more runs."""
 
 
-class Run:
-    """A run directory with its inputs on disk, trained by the command's own main function."""
-
-    def __init__(self, root: Path, setting: Setting) -> None:
-        stage = stage_spec("uniapl", mu=0.2, lambda_adv=0.3).model_dump()
-        stage.pop("title")
-        prompts = len(setting.prompts)
-        data = {
-            "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
-            "num_heldout": 1, "num_policy": prompts, "num_discriminator": 1, "num_discriminator_test": 1,
-        }  # fmt: skip
-        self.config = {
-            "path": [stage], "train": train_spec().model_dump(), "data": data, "sampler": {"kind": "hf"}, "seed": 0,
-            "compute": "float32", "discriminator": {"layer": 1},
-        }  # fmt: skip
-        self.root, self.setting = root, setting
-        write_jsonl(root / "train.jsonl", setting.prompts)
-        write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)
-        self.directory = root / f"main-{content_hash(self.config)}" / "seed0"
-        self.directory.mkdir(parents=True)
-        (self.directory / "config.json").write_text(json.dumps(self.config))
-
-    def train(self) -> None:
-        """What `python -m uniapl.train` calls."""
-        train.main(
-            self.directory, self.config, model=self.setting.model_directory, data=self.root, demonstrations=self.root,
-            discriminator=self.root,
-        )  # fmt: skip
-
-    def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
-        """Rows without times, the weights' hash, and the kept rollouts."""
-        rows = read_rows(self.directory / "metrics.jsonl")
-        rollouts = pd.read_parquet(self.directory / "rollouts.parquet")
-        return timeless(rows), read_manifest(self.directory)["weight_sha256"], rollouts.to_dict()
+def adversarial_run(root: Path, setting: Setting) -> Run:
+    return Run(root, setting, stage_spec("uniapl", mu=0.2, lambda_adv=0.3))
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +106,7 @@ def real_discriminator_replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def undisturbed(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_discriminator", lambda *_, **__: HashDiscriminator())
-        run = Run(tmp_path_factory.mktemp("undisturbed"), setting)
+        run = adversarial_run(tmp_path_factory.mktemp("undisturbed"), setting)
         run.train()
     outcome = run.outcome()
     assert [row["step"] for row in outcome[0]] == [1, 2, 3, 4, 5]
@@ -157,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checkpoints stand after steps 2 and 4. The kill comes in the fourth step, so the third is made again.
-    run, real_update = Run(tmp_path, setting), train.update
+    run, real_update = adversarial_run(tmp_path, setting), train.update
 
     def killed_update(*arguments: Any, **named: Any) -> Any:
         result = real_update(*arguments, **named)
@@ -180,7 +143,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
 def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
     setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, real_update = Run(tmp_path, setting), train.update
+    run, real_update = adversarial_run(tmp_path, setting), train.update
 
     def interrupted_update(*arguments: Any, **named: Any) -> Any:
         if named["step"] == 2:
@@ -199,7 +162,7 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
 
 
 def test_a_run_directory_has_one_owner(setting: Setting, tmp_path: Path) -> None:
-    run = Run(tmp_path, setting)
+    run = adversarial_run(tmp_path, setting)
     lock = train.lock_run(run.directory)
     with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
         run.train()

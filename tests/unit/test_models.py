@@ -90,7 +90,7 @@ def test_a_full_disk_while_saving_is_a_disk_error_and_leaves_the_older_checkpoin
     model, tokenizer = build_model(random_spec())
     save_model(model, tokenizer, tmp_path / "model")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(model, "save_pretrained", full)

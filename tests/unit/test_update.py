@@ -156,7 +156,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights_move() -
     sequences = rollouts(policy)
     sequences[0].advantage = math.inf
     before = policy.model.head.weight.clone()
-    with pytest.raises(ValueError, match="is not finite; nothing was updated"):
+    with pytest.raises(ValueError, match=r"is not finite \(rank 0: grpo\); nothing was updated"):
         update(policy, sequences, coefficients_at(stage, 0), step=0)
     assert torch.equal(policy.model.head.weight, before)
 

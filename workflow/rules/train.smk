@@ -1,6 +1,11 @@
 # Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
+TRAINER = "uniapl.train"
+if SETTINGS.ranks > 1:
+    TRAINER = f"uniapl.distributed --standalone --nproc-per-node {SETTINGS.ranks} -m uniapl.train"
+
+
 # Only the manifest is declared: snakemake deletes declared files before an attempt, and checkpoints must survive it.
 rule train:
     input:
@@ -17,8 +22,10 @@ rule train:
     priority: 1  # before evaluations: the last runs would else be waited for with an idle core
     params:
         options=options("runs"),
+        trainer=TRAINER,
+        threads_of_a_rank=max(1, SHARED_THREADS // SETTINGS.ranks),
     shell:
-        "python -m uniapl.train {params.options} 2>&1 | tee -i {log:q}"
+        "OMP_NUM_THREADS={params.threads_of_a_rank} python -m {params.trainer} {params.options} 2>&1 | tee -i {log:q}"
 
 
 # Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.

@@ -1,0 +1,93 @@
+"""What test_ranks.py starts on each rank: `uniapl.train` with a stand-in discriminator and, if asked, a faulty rank.
+
+`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan DIR --model ...`: samples are recorded
+into FILE, or replayed from it where it exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tests.invariance.small_step import HashDiscriminator
+from uniapl import train, update
+from uniapl.entry import run_stage
+from uniapl.records import Sample
+
+
+class Recorder:
+    """A sampler whose samples are kept by their seeds."""
+
+    name = "hf"
+
+    def __init__(self, sampler: Any, file: Path) -> None:
+        self.sampler, self.file, self.samples = sampler, file, {}
+
+    def generate(self, prompts: Sequence[list[int]], *, seeds: Sequence[int], **options: Any) -> list[Sample]:
+        made: list[Sample] = self.sampler.generate(prompts, seeds=seeds, **options)
+        self.samples |= {str(seed): asdict(sample) for seed, sample in zip(seeds, made, strict=True)}
+        self.file.write_text(json.dumps(self.samples))
+        return made
+
+    def push_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> float:
+        return float(self.sampler.push_weights(named_tensors))
+
+
+class Replay:
+    """Gives the recorded samples of another run, whatever the weights."""
+
+    name = "hf"
+
+    def __init__(self, file: Path) -> None:
+        self.samples = json.loads(file.read_text())
+
+    def generate(self, prompts: Sequence[list[int]], *, seeds: Sequence[int], **_: Any) -> list[Sample]:
+        return [Sample(**self.samples[str(seed)]) for seed in seeds]
+
+    def push_weights(self, named_tensors: Iterable[tuple[str, Tensor]]) -> float:
+        for _ in named_tensors:
+            pass
+        return 0.0
+
+
+def break_rank(fault: str) -> None:
+    """Do on purpose what the tests must notice."""
+    if fault == "local_counts":
+        real = update.term_counts
+
+        def local(sequences: Any, **options: Any) -> dict[str, float]:
+            rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            return real(sequences[rank::size], **options)
+
+        update.term_counts = local  # type: ignore[assignment]
+    if fault == "nan" and os.environ["RANK"] == "1":
+        real_loss = update.sft_loss
+        update.sft_loss = lambda *a, **k: real_loss(*a, **k) * float("nan")  # type: ignore[assignment]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=Path)
+    parser.add_argument("--fault", default="")
+    own, rest = parser.parse_known_args()
+    sys.argv = [sys.argv[0], *rest]
+    train.load_discriminator = lambda *_, **__: HashDiscriminator()  # type: ignore[assignment]
+    if own.samples:
+        real = train.make_sampler
+        train.make_sampler = lambda *a, **k: (  # type: ignore[assignment]
+            Replay(own.samples) if own.samples.exists() else Recorder(real(*a, **k), own.samples)
+        )
+    break_rank(own.fault)
+    run_stage(train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""The ranks of one training run: start-up under torchrun, FSDP2, and the few things that ranks tell each other.
+
+Every rank knows the whole step: prompts, rewards and token sequences are gathered as JSON, so advantages, denominators
+and the cut into micro-batches are computed from the same numbers everywhere. Divided are the rollouts (by prompt), the
+scoring, the forwards (by micro-batch), and what FSDP2 shards: weights, gradients, optimizer. Nothing is unpickled.
+
+`python -m uniapl.distributed --standalone --nproc-per-node 2 -m uniapl.train ...`: torchrun, with its options, but it
+leaves with the exit code of the rank that failed and says no more than that rank did.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this one is; one process needs no torchrun and makes no collective call."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """True on the rank that writes the run's files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This rank's items: every `size`-th, so that like neighbours are spread."""
+        return list(items[self.rank :: self.size])
+
+    def collect(self, own: Sequence[Any]) -> list[Any]:
+        """All ranks' shares of JSON values in the order from before `share`, on every rank."""
+        if self.size == 1:
+            return list(own)
+        shares = self._gather(list(own))
+        return [shares[i % self.size][i // self.size] for i in range(sum(map(len, shares)))]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sums over ranks, in float64."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """True on all ranks where it is true on one."""
+        return self.sums([float(flag)])[0] > 0
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def _gather(self, value: Any) -> list[Any]:
+        payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(payload)]))
+        longest = max(int(length) for length in lengths)
+        padded = torch.cat([payload, payload.new_zeros(longest - len(payload))])
+        received = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(received, padded)
+        pairs = zip(received, lengths, strict=True)
+        return [json.loads(bytes(piece[: int(length)].numpy()).decode()) for piece, length in pairs]
+
+
+ALONE = Ranks()
+
+
+def start(*, timeout_seconds: float) -> Ranks:
+    """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+    return Ranks(dist.get_rank(), size)
+
+
+def launch(arguments: list[str]) -> int:
+    """Run torchrun; return 0, or the exit code of the rank that failed first (128 + signal where one killed it)."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        code = int(error.get_first_failure()[1].exitcode)
+        return 128 - code if code < 0 else code
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def stop(ranks: Ranks) -> None:
+    """Leave the group, after all ranks came here."""
+    if ranks.size > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def shard(model: nn.Module, ranks: Ranks) -> None:
+    """Spread a Hugging Face causal language model over the ranks, in place, one group a layer and one for the rest.
+
+    Gradients are summed over ranks, not averaged: the loss is already divided by global counts.
+    """
+    if ranks.size == 1:
+        return
+    for layer in model.get_decoder().layers:  # type: ignore[operator]
+        fully_shard(layer)
+    fully_shard(model)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    model.under_forward = lambda function, *arguments: function(*arguments)  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "under_forward")
+
+
+def under_forward(model: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that uses a model's parts (decoder, output head) with its weights gathered as in its forward."""
+    return model.under_forward(function, *arguments) if isinstance(model, FSDPModule) else function(*arguments)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A parameter's or a norm's full value; a collective call where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and full values of all parameters, one at a time; every rank must take all of them, in order."""
+    for name, parameter in model.named_parameters():
+        yield name, whole(parameter.detach())
+
+
+if __name__ == "__main__":
+    sys.exit(launch(sys.argv[1:]))
