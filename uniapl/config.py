@@ -217,6 +217,20 @@ class TrainSpec(Spec):
     probe_every: Positive = Field(5, description="Steps between measurements of terms that the stage does not draw.")
 
 
+class MachineSpec(Spec):
+    """How this machine executes a run: speed, memory and patience. In no run's hash, since results stay the same."""
+
+    ranks: Positive = Field(1, description="Processes that train one run together; one GPU each where there are GPUs.")
+    activation_checkpointing: bool = Field(
+        False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
+    )
+    compile: bool = Field(False, description="torch.compile of each decoder layer; needs a C++ compiler on CPU.")
+    checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
+    hang_seconds: float = Field(
+        1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."
+    )
+
+
 class EvalSpec(Spec):
     """Evaluation through lm-eval, greedy. `development` is for choices; the others are held out."""
 
@@ -260,5 +274,6 @@ class Study(Spec):
     )
     train: TrainSpec
     evaluation: EvalSpec
+    machine: MachineSpec = MachineSpec()
     claims: ClaimSpec
     cost: str = Field(description="One line: minutes, disk and memory of the whole scale, measured.")

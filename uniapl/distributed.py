@@ -3,20 +3,18 @@
 Every rank knows the whole step: prompts, rewards and token sequences are gathered as JSON, so advantages, denominators
 and the cut into micro-batches are computed from the same numbers everywhere. Divided are the rollouts (by prompt), the
 scoring, the forwards (by micro-batch), and what FSDP2 shards: weights, gradients, optimizer. Nothing is unpickled.
-
-`python -m uniapl.distributed --standalone --nproc-per-node 2 -m uniapl.train ...`: torchrun, with its options, but it
-leaves with the exit code of the rank that failed and says no more than that rank did.
+Every rank notes in torchrun's store what it is doing, so that the one that hangs can be named.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import logging
 import os
-import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +23,9 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from uniapl.entry import LostRankError
+
+COLLECTIVES = ("gloo", "Gloo", "NCCL", "ProcessGroup")  # words in the errors of collective calls
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -35,6 +36,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    store: Any = field(default=None, compare=False, repr=False)
+    marks: list[str] = field(default_factory=list, compare=False, repr=False)  # what this rank began, in order
 
     @property
     def first(self) -> bool:
@@ -69,6 +72,22 @@ class Ranks:
         if self.size > 1:
             dist.barrier()
 
+    def mark(self, what: str) -> None:
+        """Note for the other ranks what this one begins; all ranks begin the same things in the same order."""
+        if self.size > 1:
+            self.marks.append(what)
+            self.store.set(f"mark/{self.rank}", json.dumps([len(self.marks), what, time.time()]))
+
+    def hanging(self) -> str:
+        """Which rank the others wait for and what it was doing, in words."""
+        marks = {rank: json.loads(self.store.get(f"mark/{rank}")) for rank in range(self.size)}
+        behind = min(number for number, _, _ in marks.values())
+        if all(number == behind for number, _, _ in marks.values()):
+            return f"all ranks are in '{marks[self.rank][1]}'"
+        late = [(rank, what, at) for rank, (number, what, at) in marks.items() if number == behind]
+        said = [f"rank {rank} hangs in '{what}' since {time.time() - at:.0f} seconds" for rank, what, at in late]
+        return ", ".join(said)
+
     def _gather(self, value: Any) -> list[Any]:
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
@@ -86,31 +105,33 @@ ALONE = Ranks()
 
 def start(*, timeout_seconds: float) -> Ranks:
     """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
-    return Ranks(dist.get_rank(), size)
+    dist.init_process_group(
+        backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout
+    )
+    ranks = Ranks(rank, size, dist.PrefixStore("ranks", store))
+    ranks.mark("start")
+    return ranks
 
 
-def launch(arguments: list[str]) -> int:
-    """Run torchrun; return 0, or the exit code of the rank that failed first (128 + signal where one killed it)."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+@contextmanager
+def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
+    """Turn a collective call's failure into LostRankError: silent where a rank died, else with the rank that hangs."""
     try:
-        run(parse_args(arguments))
-    except ChildFailedError as error:
-        code = int(error.get_first_failure()[1].exitcode)
-        return 128 - code if code < 0 else code
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if ranks.size == 1 or not (isinstance(error, dist.DistError) or any(name in said for name in COLLECTIVES)):
+            raise
+        timed_out = "timed out" in said.lower() or "timeout" in said.lower()
+        message = f"the ranks waited for each other too long: {ranks.hanging()}" if timed_out else said
+        raise LostRankError(message, silent=not timed_out) from error
 
 
 def stop(ranks: Ranks) -> None:
@@ -152,7 +173,3 @@ def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and full values of all parameters, one at a time; every rank must take all of them, in order."""
     for name, parameter in model.named_parameters():
         yield name, whole(parameter.detach())
-
-
-if __name__ == "__main__":
-    sys.exit(launch(sys.argv[1:]))

@@ -22,7 +22,7 @@ from typing import Any
 
 from uniapl import chat, models
 from uniapl.config import EvalSpec, SamplerSpec
-from uniapl.entry import run_guarded
+from uniapl.entry import run_guarded, working_on
 from uniapl.likelihood import Likelihood, completion_likelihoods
 from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
@@ -366,7 +366,13 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="the study's index: RESULTS/study.json")
     parser.add_argument("--share", default=WHOLE, metavar="IofN", help="every N-th model from the I-th")
     arguments = parser.parse_args()
-    run_guarded(lambda: evaluate_study(arguments.study, share=arguments.share))
+    folder = arguments.study.parent / "evaluations"
+
+    def action() -> None:
+        with working_on(folder / f".{arguments.share}.lock", what=f"share {arguments.share} of {folder} is being made"):
+            evaluate_study(arguments.study, share=arguments.share)
+
+    run_guarded(action)
 
 
 if __name__ == "__main__":

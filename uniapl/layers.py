@@ -159,6 +159,8 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     overrides = dict(overrides or {})
     if "evals" in overrides:
         overrides = merge(overrides, {"evaluation": {"tasks": _listed(overrides.pop("evals"))}})
+    if "ranks" in overrides:
+        overrides = merge(overrides, {"machine": {"ranks": overrides.pop("ranks")}})
     for key in SHORTHANDS:
         if key in overrides:
             overrides[key] = _listed(overrides[key])

@@ -9,6 +9,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,13 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def write_manifest(directory: Path, *, config: Any, outputs: dict[str, Any], seconds: float) -> None:
-    """Write manifest.json, always the last file of a directory. `outputs` holds the stage's own counts and figures."""
+def write_manifest(
+    directory: Path, *, config: Any, outputs: dict[str, Any], seconds: float, names: Sequence[str] = ("manifest.json",)
+) -> None:
+    """Write manifest.json, always the last file of a directory. `outputs` holds the stage's own counts and figures.
+
+    `names` are the files that hold it, in the order of writing.
+    """
     manifest = {
         "config_hash": content_hash(config),
         "code": code_version(),
@@ -112,7 +118,9 @@ def write_manifest(directory: Path, *, config: Any, outputs: dict[str, Any], sec
         "peak_memory_bytes": peak_memory_bytes(),
         **outputs,
     }
-    write_whole(directory / "manifest.json", json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    for name in names:
+        write_whole(directory / name, text)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

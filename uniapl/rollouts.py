@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,8 @@ from uniapl.config import StageSpec
 from uniapl.constraints import verify
 from uniapl.records import Demonstration, Prompt, Rollout, Sample, TokenSequence
 from uniapl.seeding import stream_seed
+
+KEPT_ROLLOUTS = 8  # rollouts a step that are kept for reading
 
 Group = tuple[Prompt, list[Rollout]]
 
@@ -161,3 +163,49 @@ def demonstration_sequences(
         )
         for d in demonstrations
     ]
+
+
+def summarize(groups: Sequence[Group], *, shift: float, scale: float) -> dict[str, float | None]:
+    """What the log says of a step's rollouts; `shift` and `scale` are the discriminator's."""
+    rollouts = [r for _, group in groups for r in group]
+    if not rollouts:
+        return {"tokens__generated": 0}
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    fractions = [r.fraction for r in rollouts if r.fraction is not None]
+    spread = [len({r.reward for r in group}) > 1 for _, group in groups]
+    scores = [r.adversarial_score for r in rollouts if r.adversarial_score is not None]
+    said: dict[str, float | None] = {
+        "reward__mean": mean(rewards),
+        "reward__fraction": mean(fractions),
+        "reward__status_not_ok": mean([float(r.status != "ok") for r in rollouts]),
+        "groups__flat_share": 1 - sum(spread) / len(spread),
+        "length__mean_tokens": mean([float(len(r.sample.token_ids)) for r in rollouts]),
+        "length__truncated_share": mean([float(r.sample.finish_reason == "length") for r in rollouts]),
+        "tokens__generated": sum(len(r.sample.token_ids) for r in rollouts),
+    }
+    if scores:
+        utility_PK = utilities(groups, shift=shift, scale=scale)
+        said["adv__score_mean"] = mean(scores)
+        said["adv__utility_mean"] = mean([u for group in utility_PK for u in group])
+    return said
+
+
+def mean(values: list[float]) -> float | None:
+    """Arithmetic mean; None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def kept_rollouts(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
+    """Rows for reading: the first rollouts of a step with their reward breakdown."""
+    rows = [
+        {
+            "step": step, "prompt_id": prompt.id, "index": r.index, "text": r.text, "reward": r.reward,
+            "status": r.status, "fraction": r.fraction,
+            "followed": [None if f is None else bool(f) for f in r.followed],
+            "adversarial_score": r.adversarial_score, "num_tokens": len(r.sample.token_ids),
+            "truncated": r.sample.finish_reason == "length",
+        }
+        for prompt, group in groups
+        for r in group
+    ]  # fmt: skip
+    return rows[:KEPT_ROLLOUTS]

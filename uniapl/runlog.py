@@ -1,10 +1,12 @@
-"""metrics.jsonl: one object a step, append-only, with public names that plots depend on."""
+"""What a run says while it trains: metrics.jsonl (one object a step, public names), times, a progress line a step."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,55 @@ def metrics_row(**values: float | int | None) -> dict[str, float | int | None]:
     assert not set(named) - set(METRICS), f"unlisted metrics: {set(named) - set(METRICS)}"
     row = {name: named.get(name) for name in METRICS}
     return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+
+
+class Clock:
+    """Seconds of the named parts of a step; `begin` is told each part's name."""
+
+    def __init__(self, begin: Callable[[str], None]) -> None:
+        self._begin = begin
+        self._seconds: dict[str, float] = {}
+        self._name, self._began = "", 0.0
+
+    def __call__(self, name: str) -> Clock:
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._begin(self._name)
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.perf_counter() - self._began
+
+    def seconds(self) -> dict[str, float]:
+        """By the log's names."""
+        return {f"seconds__{name}": round(value, 4) for name, value in self._seconds.items()}
+
+
+class Progress:
+    """One plain line a step with the time left, readable in a terminal and in a log."""
+
+    def __init__(self, name: str, done: int, steps: int, write: Callable[..., None]) -> None:
+        self.name, self.done, self.steps, self.write = name, done, steps, write
+        self.began = time.perf_counter()
+        start = f"from step {done}" if done else "from the start"
+        write(f"{name}: {steps} steps, {start}", flush=True)
+
+    def line(self, row: dict[str, Any]) -> None:
+        """Say where the run is."""
+        made = row["step"] - self.done
+        left = (time.perf_counter() - self.began) / made * (self.steps - row["step"])
+        shown = [
+            ("reward", "reward/mean"),
+            ("tokens", "length/mean_tokens"),
+            ("sft", "loss/sft"),
+            ("adv", "adv/score_mean"),
+        ]
+        values = "  ".join(f"{label} {row[key]:.3g}" for label, key in shown if row[key] is not None)
+        seconds = f"{row['seconds/step']:.1f} s/step"
+        minutes, rest = divmod(int(left), 60)
+        self.write(
+            f"{self.name}: step {row['step']}/{self.steps}  {values}  {seconds}  {minutes}:{rest:02d} left",
+            flush=True,
+        )

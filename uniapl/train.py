@@ -7,26 +7,23 @@ Deviates from the paper only where it is silent; docs/paper_map.md lists each ch
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import signal
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 import torch
 
-from uniapl import checkpoint, distributed, models
-from uniapl.config import DataSpec, DiscriminatorSpec, SamplerSpec, StageSpec, TrainSpec
+from uniapl import chat, distributed, models
+from uniapl.checkpoint import Checkpoints, remove_checkpoints
+from uniapl.config import DataSpec, DiscriminatorSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec
 from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
-from uniapl.entry import run_stage
-from uniapl.provenance import config_hash_of, read_manifest, write_manifest
+from uniapl.entry import Interruption, SharedError, run_stage
+from uniapl.provenance import config_hash_of, read_manifest, write_manifest, write_whole
 from uniapl.records import Demonstration, Prompt, Rollout, TokenSequence, read_demonstrations, write_jsonl
 from uniapl.rollouts import (
     Group,
@@ -34,18 +31,24 @@ from uniapl.rollouts import (
     collect,
     demonstration_sequences,
     judge,
+    kept_rollouts,
     rollout_sequences,
     score,
-    utilities,
+    summarize,
 )
-from uniapl.runlog import RunLog, metrics_row, read_rows
+from uniapl.runlog import Clock, Progress, RunLog, metrics_row, read_rows
 from uniapl.sampler import Sampler, make_sampler
 from uniapl.update import NotFiniteError, Policy, coefficients_at, probe, update
 
-KEPT_ROLLOUTS = 8  # rollouts a step that are kept for reading
+FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
 PROBED_DEMONSTRATIONS = 8
 PROBED_ROLLOUTS = 16  # spread evenly over the step's
-COLLECTIVE_TIMEOUT_SECONDS = 1800.0  # a rank that is silent for longer ends the run
+AGREEMENT_TOKENS = 24  # of one greedy answer, on which sampler and trainer are compared after a push
+AGREEMENT_NATS = {"float32": 0.01, "bfloat16": 0.1}  # mean difference of its tokens' log-probs that stops the run
+
+
+class Interrupted(Exception):
+    """The running step was given up; the state is that of the step before."""
 
 
 @dataclass
@@ -77,16 +80,17 @@ class Loop:
     sampler: Sampler | None  # None where the stage draws no rollouts
     discriminator: Scores
     expert: Expert
+    interruption: Interruption | None = None
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Group]]:
-        """One step, counted from 0: returns the log's row and the groups."""
+        """One step, counted from 0: returns the log's row and the groups. Raise Interrupted before anything changed."""
         began = time.perf_counter()
         stage, policy = self.stage, self.policy
         coefficients = coefficients_at(stage, step)
         seed, stage_index = self.seed_parts
         drawn: dict[str, Any] = {"seed": seed, "stage": stage_index, "step": step}
         groups: list[Group] = []
-        clock = Clock()
+        clock = Clock(lambda part: policy.ranks.mark(f"step {step + 1}: {part}"))
         with clock("sample"):
             if self.sampler is not None and (coefficients["grpo"] > 0 or coefficients["adv"] > 0):
                 items = list(self.expert.prompts.values())
@@ -97,6 +101,8 @@ class Loop:
                     seed_parts=(*self.seed_parts, step), max_new_tokens=policy.max_new_tokens,
                     temperature=policy.settings.temperature,
                 )  # fmt: skip
+                self.sampler.sleep()
+        self.stop_if_asked()
         probing = step % policy.settings.probe_every == 0 or step == stage.steps - 1
         with clock("score"):
             judge(groups)
@@ -105,6 +111,7 @@ class Loop:
         with clock("probe"):
             if probing and coefficients["adv"] == 0:
                 score(groups, self.discriminator, self.expert.demonstrations)
+        self.stop_if_asked()
         groups = self._of_all_ranks(groups)
         sequences = rollout_sequences(
             groups, stage, coefficients, tokenizer=policy.tokenizer,
@@ -122,15 +129,49 @@ class Loop:
         with clock("update"):
             losses = self._update(sequences, coefficients, step)
         with clock("push"):
-            if self.sampler is not None and losses["grad__norm"] is not None:
-                self.sampler.push_weights(whole_weights(policy.model))
+            if self.sampler is not None:
+                self.push(self.sampler)
+        summary = summarize(groups, shift=self.discriminator.shift, scale=self.discriminator.scale)
         row = metrics_row(
-            step=step + 1, **self._summary(groups), **probed, **losses, **clock.seconds(),
+            step=step + 1, **summary, **probed, **losses, **clock.seconds(),
             optimizer__learning_rate=policy.optimizer.param_groups[0]["lr"], weights__w_sft=coefficients["sft"],
             weights__w_grpo=coefficients["grpo"], weights__w_adv=coefficients["adv"],
             seconds__step=round(time.perf_counter() - began, 4),
         )  # fmt: skip
         return row, groups
+
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted on all ranks where one was asked to stop."""
+        if self.policy.ranks.any(self.interruption is not None and self.interruption.signal is not None):
+            raise Interrupted
+
+    def push(self, sampler: Sampler) -> None:
+        """Hand the weights to the sampler, awake again."""
+        sampler.wake()
+        sampler.push_weights(whole_weights(self.policy.model))
+
+    def check_agreement(self) -> None:
+        """Raise SharedError where, on a fixed prompt, this rank's sampler gives other log-probs than its policy."""
+        if self.sampler is None:
+            return
+        policy = self.policy
+        prompt = next(iter(self.expert.prompts.values()))
+        ids = chat.prompt_ids(policy.tokenizer, prompt.text)
+        (sample,) = self.sampler.generate([ids], seeds=[0], max_new_tokens=AGREEMENT_TOKENS, temperature=0.0)
+        # Greedy log-probs are those at temperature 1.
+        sequence = TokenSequence(ids, sample.token_ids, frozenset({"grpo"}), sampler_logprobs=sample.logprobs)
+        with torch.no_grad():
+            logprobs_T, _ = policy.logprobs(policy.layout([sequence]), temperature=1.0)
+        gap = float((logprobs_T.cpu() - torch.tensor(sample.logprobs)).abs().mean())
+        gaps = policy.ranks.collect([gap])
+        bound = AGREEMENT_NATS[policy.compute]
+        apart = [f"rank {rank}: {gap:.3g}" for rank, gap in enumerate(gaps) if not gap <= bound]
+        if apart:
+            raise SharedError(
+                f"after a push the log-probs of {prompt.id} differ between sampler and trainer by more than {bound} "
+                f"nats a token ({', '.join(apart)}): the {self.sampler.name} sampler has other weights; "
+                f"set sampler.kind to hf and report this model"
+            )
 
     def _of_all_ranks(self, groups: list[Group]) -> list[Group]:
         """The step's groups in the order of its prompts, on every rank."""
@@ -159,100 +200,23 @@ class Loop:
         some = rollouts[:: max(1, len(rollouts) // PROBED_ROLLOUTS)]
         return probe(self.policy, some, demonstrations)
 
-    def _summary(self, groups: list[Group]) -> dict[str, float | None]:
-        """What the log says of the rollouts."""
-        rollouts = [r for _, group in groups for r in group]
-        if not rollouts:
-            return {"tokens__generated": 0}
-        rewards = [r.reward for r in rollouts if r.reward is not None]
-        fractions = [r.fraction for r in rollouts if r.fraction is not None]
-        spread = [len({r.reward for r in group}) > 1 for _, group in groups]
-        scores = [r.adversarial_score for r in rollouts if r.adversarial_score is not None]
-        summary: dict[str, float | None] = {
-            "reward__mean": mean(rewards),
-            "reward__fraction": mean(fractions),
-            "reward__status_not_ok": mean([float(r.status != "ok") for r in rollouts]),
-            "groups__flat_share": 1 - sum(spread) / len(spread),
-            "length__mean_tokens": mean([float(len(r.sample.token_ids)) for r in rollouts]),
-            "length__truncated_share": mean([float(r.sample.finish_reason == "length") for r in rollouts]),
-            "tokens__generated": sum(len(r.sample.token_ids) for r in rollouts),
-        }
-        if scores:
-            utility_PK = utilities(groups, shift=self.discriminator.shift, scale=self.discriminator.scale)
-            summary["adv__score_mean"] = mean(scores)
-            summary["adv__utility_mean"] = mean([u for group in utility_PK for u in group])
-        return summary
-
-
-def mean(values: list[float]) -> float | None:
-    """Arithmetic mean; None of nothing."""
-    return sum(values) / len(values) if values else None
-
-
-class Clock:
-    """Seconds of the named parts of a step."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._name, self._began = "", 0.0
-
-    def __call__(self, name: str) -> Clock:
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.perf_counter() - self._began
-
-    def seconds(self) -> dict[str, float]:
-        """By the log's names."""
-        return {f"seconds__{name}": round(value, 4) for name, value in self._seconds.items()}
-
-
-class Interruption:
-    """SIGINT and SIGTERM are remembered, so that the running step ends and is saved."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, _frame: object) -> None:
-        self.signal = number
-
-    def exit_code(self) -> int:
-        """As shells say it: 128 + signal."""
-        return 128 + (self.signal or signal.SIGTERM)  # another rank's signal counts as SIGTERM here
-
-
-def lock_run(directory: Path) -> Any:
-    """Hold the run directory for this process. Raise ValueError naming the owner where another one holds it."""
-    file = open(directory / "lock", "a+")  # noqa: SIM115 (held until the process ends)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise ValueError(
-            f"{directory} is being trained by process {file.read().strip()}; wait for it or stop it"
-        ) from None
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {os.uname().nodename}")
-    file.flush()
-    return file
-
 
 def open_policy(
     start: Path, first: Path, settings: TrainSpec, stage: StageSpec, *, max_new_tokens: int, compute: str,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = ALONE, machine: MachineSpec | None = None,
 ) -> Policy:  # fmt: skip
     """The policy from `start`, with the path's first model from `first`; sharded where there are several ranks."""
+    machine = machine or MachineSpec()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = models.load_policy(start, dtype=torch.float32).to(device)
     model.train()
+    if machine.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     reference = models.load_policy(first, dtype=compute).to(device).eval().requires_grad_(False)
     for one in (model, reference):
+        if machine.compile:
+            for layer in one.get_decoder().layers:
+                layer.compile(dynamic=True)
         distributed.shard(one, ranks)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
@@ -264,109 +228,103 @@ def open_policy(
 
 def main(
     directory: Path, config: dict[str, Any], *, model: Path, data: Path, demonstrations: Path, discriminator: Path,
-    parent: Path | None = None,
+    parent: Path | None = None, machine: MachineSpec | None = None,
 ) -> None:  # fmt: skip
     """Train one stage of one path to its end, from the newest checkpoint if there is one."""
     interruption = Interruption()
-    ranks = distributed.start(timeout_seconds=COLLECTIVE_TIMEOUT_SECONDS)
-    lock = lock_run(directory) if ranks.first else None
-    ranks.wait()
-    stage, settings = StageSpec(title=config["path"][-1]["name"], **config["path"][-1]), TrainSpec(**config["train"])
-    first = models.weights_directory(model)
-    start = first if parent is None else parent / "model"
-    compute = config["compute"]
-    policy = open_policy(
-        start, first, settings, stage, max_new_tokens=config["data"]["max_new_tokens"], compute=compute, ranks=ranks
-    )
-    fingerprint = config_hash_of(directory)
-    done = checkpoint.load_newest(directory, model=policy.model, optimizer=policy.optimizer, fingerprint=fingerprint)
-    sampler = None
-    if stage.draws_rollouts:
-        sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute)
-        if done:
-            sampler.push_weights(whole_weights(policy.model))
-    loop = Loop(
-        directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
-        load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
-        Expert.read(data, demonstrations, DataSpec(**config["data"])),
-    )  # fmt: skip
-    name = ".".join(s["name"] for s in config["path"])
-    run_steps(loop, done=done, name=name, interruption=interruption, fingerprint=fingerprint)
-    finish(loop, config, name=name, parent=parent)
-    distributed.stop(ranks)
-    if lock is not None:
-        lock.close()
+    machine = machine or MachineSpec()
+    ranks = distributed.start(timeout_seconds=machine.hang_seconds)
+    with distributed.naming_lost_ranks(ranks):
+        name = ".".join(s["name"] for s in config["path"])
+        if already_finished(directory, name=name, ranks=ranks):
+            return distributed.stop(ranks)
+        stage = StageSpec(title=config["path"][-1]["name"], **config["path"][-1])
+        first = models.weights_directory(model)
+        start = first if parent is None else parent / "model"
+        compute = config["compute"]
+        policy = open_policy(
+            start, first, TrainSpec(**config["train"]), stage, max_new_tokens=config["data"]["max_new_tokens"],
+            compute=compute, ranks=ranks, machine=machine,
+        )  # fmt: skip
+        sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute) if stage.draws_rollouts else None
+        loop = Loop(
+            directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
+            load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
+            Expert.read(data, demonstrations, DataSpec(**config["data"])), interruption,
+        )  # fmt: skip
+        checkpoints = Checkpoints(
+            directory, config_hash_of(directory), ranks,
+            kept=machine.checkpoints_kept, background=policy.device.type == "cuda",
+        )  # fmt: skip
+        run_steps(loop, checkpoints, name=name)
+        finish(loop, config, name=name, parent=parent)
+        if ranks.first:
+            clean_up(directory)
+        distributed.stop(ranks)
 
 
-def run_steps(loop: Loop, *, done: int, name: str, interruption: Interruption, fingerprint: str) -> None:
-    """All steps from `done` on, with log, progress and checkpoints; leaves the process where it was interrupted."""
+def already_finished(directory: Path, *, name: str, ranks: Ranks) -> bool:
+    """True where the run was finished and a snakemake that was killed just then removed the manifest."""
+    finished = directory / FINISHED
+    if not finished.exists() or not (directory / "model").is_dir():
+        return False
+    if ranks.first:
+        print(f"{name}: finished before; to train it again, remove {directory}", flush=True)
+        write_whole(directory / "manifest.json", finished.read_text(encoding="utf-8"))
+        clean_up(directory)
+    return True
+
+
+def clean_up(directory: Path) -> None:
+    """Drop what only an unfinished run needs."""
+    (directory / "rollouts.jsonl").unlink(missing_ok=True)
+    remove_checkpoints(directory)
+
+
+def run_steps(loop: Loop, checkpoints: Checkpoints, *, name: str) -> None:
+    """All steps from the newest checkpoint on, with log and progress; leaves the process where it was interrupted."""
     policy, ranks = loop.policy, loop.policy.ranks
+    ranks.mark("loading the checkpoint")
+    done = checkpoints.load_newest(model=policy.model, optimizer=policy.optimizer)
+    if loop.sampler is not None:
+        ranks.mark("first push")
+        loop.push(loop.sampler)
+        loop.check_agreement()
     if ranks.first:
         metrics = RunLog(loop.directory / "metrics.jsonl", resumed_step=done)
         kept = RunLog(loop.directory / "rollouts.jsonl", resumed_step=done)
         progress = Progress(name, done, loop.stage.steps, print)
     for step in range(done, loop.stage.steps):
-        row, groups = loop.step(step)
+        try:
+            loop.stop_if_asked()
+            row, groups = loop.step(step)
+        except Interrupted:
+            save_and_leave(loop, checkpoints, step, name=name)
         if ranks.first:
             metrics.append(row)
             for rollout in kept_rollouts(step + 1, groups):
                 kept.append(rollout)
             progress.line(row)
-        last = step + 1 == loop.stage.steps
-        interrupted = ranks.any(interruption.signal is not None)
-        if interrupted or (not last and (step + 1) % loop.policy.settings.checkpoint_every == 0):
-            checkpoint.save(
-                loop.directory, step=step + 1, model=policy.model, optimizer=policy.optimizer, fingerprint=fingerprint,
-                ranks=ranks,
-            )  # fmt: skip
-        if interrupted:
-            if ranks.first:
-                print(f"{name}: interrupted; step {step + 1} is saved, the same command goes on from there", flush=True)
-            raise SystemExit(interruption.exit_code())
+        if step == done:
+            loop.check_agreement()  # the first push of weights that the sampler did not start with
+        checkpoints.poll()
+        if step + 1 == loop.stage.steps or (step + 1) % policy.settings.checkpoint_every == 0:
+            ranks.mark(f"step {step + 1}: checkpoint")
+            checkpoints.save(step + 1, model=policy.model, optimizer=policy.optimizer)
+    checkpoints.finish()
 
 
-def kept_rollouts(step: int, groups: Iterable[Group]) -> list[dict[str, Any]]:
-    """Rows for reading: the first rollouts of a step with their reward breakdown."""
-    rows = [
-        {
-            "step": step, "prompt_id": prompt.id, "index": r.index, "text": r.text, "reward": r.reward,
-            "status": r.status, "fraction": r.fraction,
-            "followed": [None if f is None else bool(f) for f in r.followed],
-            "adversarial_score": r.adversarial_score, "num_tokens": len(r.sample.token_ids),
-            "truncated": r.sample.finish_reason == "length",
-        }
-        for prompt, group in groups
-        for r in group
-    ]  # fmt: skip
-    return rows[:KEPT_ROLLOUTS]
-
-
-class Progress:
-    """One plain line a step with the time left, readable in a terminal and in a log."""
-
-    def __init__(self, name: str, done: int, steps: int, write: Callable[..., None]) -> None:
-        self.name, self.done, self.steps, self.write = name, done, steps, write
-        self.began = time.perf_counter()
-        start = f"from step {done}" if done else "from the start"
-        write(f"{name}: {steps} steps, {start}", flush=True)
-
-    def line(self, row: dict[str, Any]) -> None:
-        """Say where the run is."""
-        made = row["step"] - self.done
-        left = (time.perf_counter() - self.began) / made * (self.steps - row["step"])
-        shown = [
-            ("reward", "reward/mean"),
-            ("tokens", "length/mean_tokens"),
-            ("sft", "loss/sft"),
-            ("adv", "adv/score_mean"),
-        ]
-        values = "  ".join(f"{label} {row[key]:.3g}" for label, key in shown if row[key] is not None)
-        seconds = f"{row['seconds/step']:.1f} s/step"
-        minutes, rest = divmod(int(left), 60)
-        self.write(
-            f"{self.name}: step {row['step']}/{self.steps}  {values}  {seconds}  {minutes}:{rest:02d} left",
-            flush=True,
-        )
+def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str) -> NoReturn:
+    """Save the state after `step` steps and leave with the code of the interruption."""
+    assert loop.interruption is not None
+    if step:
+        checkpoints.save(step, model=loop.policy.model, optimizer=loop.policy.optimizer)
+        checkpoints.finish()
+    if loop.policy.ranks.first:
+        saved = f"step {step} is saved, the same command goes on from there" if step else "nothing was trained yet"
+        print(f"{name}: interrupted; {saved}", flush=True)
+    distributed.stop(loop.policy.ranks)
+    raise SystemExit(loop.interruption.exit_code())
 
 
 def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None) -> None:
@@ -395,13 +353,15 @@ def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None
         "sampler": loop.sampler.name if loop.sampler else None, "world_size": ranks.size,
         "weight_sha256": models.weight_sha256(weights), "final": rows[-1] if rows else None,
     }  # fmt: skip
-    write_manifest(directory, config=config, outputs=json.loads(json.dumps(outputs)), seconds=own["train_seconds"])
-    (directory / "rollouts.jsonl").unlink(missing_ok=True)
-    checkpoint.remove_all(directory)
+    write_manifest(
+        directory, config=config, outputs=json.loads(json.dumps(outputs)), seconds=own["train_seconds"],
+        names=(FINISHED, "manifest.json"),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
     run_stage(
         main, "Train one stage of one path.",
         inputs=("model", "data", "demonstrations", "discriminator"), optional=("parent",),
+        parsed={"machine": MachineSpec.model_validate_json},
     )  # fmt: skip

@@ -83,13 +83,17 @@ class Policy:
         every += [[FILLER]] * (-len(every) % self.ranks.size)
         return [self.layout(group) for group in self.ranks.share(every)]
 
-    def logprobs(self, micro: MicroBatch, model: Any | None = None) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies of a micro-batch's completion tokens under the policy (or another model)."""
+    def logprobs(
+        self, micro: MicroBatch, model: Any | None = None, *, temperature: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of a micro-batch's completion tokens under the policy (or another model).
+
+        At the rollouts' temperature, if none is given.
+        """
+        at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
-            return under_forward(
-                used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, self.settings.temperature
-            )
+            return under_forward(used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, at)
 
 
 class NotFiniteError(SharedError):
@@ -168,7 +172,8 @@ def update(
     trained = [s for s in sequences if needs_gradient(s, coefficients)]
     sums = Sums()
     policy.optimizer.zero_grad(set_to_none=False)  # taken anew every step, their memory would break up the heap
-    for micro in policy.split(trained):
+    for number, micro in enumerate(policy.split(trained)):
+        policy.ranks.mark(f"step {step + 1}: micro-batch {number + 1}")
         start_T = None
         if coefficients["kl"] > 0:
             with torch.no_grad():

@@ -1,14 +1,12 @@
 """What the Snakefile asks before any job starts: the scale, the plans of its targets, and one line for every mistake.
 
 Imports nothing heavy, since Snakemake parses the workflow on every call. `--config` keys: `scale`, `source`
-(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), `ranks`
-(processes that train one run together: speed only, so no run's hash depends on it), and everything that a Study holds;
-models, methods, seeds, evals and ablations may be written as `a,b`.
+(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), and everything
+that a Study holds; models, methods, seeds, evals and ablations may be written as `a,b`, and `ranks` for machine.ranks.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -18,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from uniapl import leases
 from uniapl.config import ConfigError
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
@@ -45,7 +44,6 @@ class Settings:
     scale: str
     source: str
     results: Path
-    ranks: int
     overrides: dict[str, Any]
 
 
@@ -58,16 +56,13 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
     source = str(overrides.pop("source", "run"))
     results = Path(str(overrides.pop("results", "results")))
-    ranks = overrides.pop("ranks", 1)
-    if type(ranks) is not int or ranks < 1:
-        raise ConfigError(f"--config: ranks = {ranks!r}: must be a whole number of processes, 1 or more")
     if scale not in ("auto", *SCALES):
         raise ConfigError(f"--config: scale = {scale!r}: unknown; known: auto, {', '.join(SCALES)}")
     if source not in ("run", "released"):
         raise ConfigError(f"--config: source = {source!r}: unknown; known: run, released")
     if source == "released" and overrides:
         raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
-    return Settings(scale, source, results, ranks, overrides)
+    return Settings(scale, source, results, overrides)
 
 
 def missing_for_paper() -> list[str]:
@@ -164,15 +159,7 @@ def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:
 
 def hold(root: Path) -> IO[str]:
     """Take the study's lock for as long as this process lives; no stale lock can remain. Raise ConfigError if taken."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = open(root / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 - held until the process ends
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "unknown"
-        raise ConfigError(f"{root} is in use by another snakemake (process {owner}); wait for it or stop it") from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
+        return leases.hold(root / ".lock", what=f"{root} is in use")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None

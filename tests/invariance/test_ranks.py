@@ -29,11 +29,11 @@ SETTINGS: dict[str, Any] = {"micro_batch_tokens": 200, "checkpoint_every": 7}
 
 def launch(run: Run, *, ranks: int, samples: Path | None = None, fault: str = "") -> subprocess.CompletedProcess[str]:
     """Train on that many processes, each with one thread."""
-    torchrun = ["-m", "uniapl.distributed", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    launcher = ["-m", "uniapl.launch", "--ranks", str(ranks)]
     options = [*(["--samples", str(samples)] if samples else []), *(["--fault", fault] if fault else [])]
     inputs = [word for name, path in run.inputs().items() for word in (f"--{name}", str(path))]
     command = [
-        sys.executable, *torchrun, "-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs,
+        sys.executable, *launcher, "-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

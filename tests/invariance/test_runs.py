@@ -154,16 +154,7 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
         patch.setattr(train, "update", interrupted_update)
         with pytest.raises(SystemExit) as stopped:
             run.train()
-    assert stopped.value.code == 143
-    del stopped  # its traceback holds the lock, as only this process would
+    assert stopped.value.code == 75
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000003"]
     run.train()
     assert run.outcome() == undisturbed
-
-
-def test_a_run_directory_has_one_owner(setting: Setting, tmp_path: Path) -> None:
-    run = adversarial_run(tmp_path, setting)
-    lock = train.lock_run(run.directory)
-    with pytest.raises(ValueError, match=f"is being trained by process {os.getpid()}"):
-        run.train()
-    lock.close()

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from uniapl import checkpoint
-from uniapl.checkpoint import COMPLETE, load_newest, remove_all, save
+from uniapl.checkpoint import COMPLETE, Checkpoints, remove_checkpoints
 
 State = tuple[torch.nn.Linear, torch.optim.Optimizer]
 
@@ -36,12 +36,14 @@ def train(state: State, steps: int) -> None:
         optimizer.step()
 
 
-def write(directory: Path, state: State, step: int, fingerprint: str = "aaaa0000") -> None:
-    save(directory, step=step, model=state[0], optimizer=state[1], fingerprint=fingerprint)
+def write(directory: Path, state: State, step: int, fingerprint: str = "aaaa0000", **options: Any) -> None:
+    checkpoints = Checkpoints(directory, fingerprint, **options)
+    checkpoints.save(step, model=state[0], optimizer=state[1])
+    checkpoints.finish()
 
 
 def read(directory: Path, state: State, fingerprint: str = "aaaa0000") -> int:
-    return load_newest(directory, model=state[0], optimizer=state[1], fingerprint=fingerprint)
+    return Checkpoints(directory, fingerprint).load_newest(model=state[0], optimizer=state[1])
 
 
 def names(directory: Path) -> list[str]:
@@ -61,6 +63,21 @@ def test_weights_and_optimizer_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(saved[0].bias, loaded[0].bias)
 
 
+def test_what_is_written_in_the_background_is_the_state_at_the_call(tmp_path: Path) -> None:
+    saved, loaded = fresh(0, width=512), fresh(1, width=512)
+    train(saved, 3)
+    expected = saved[0].weight.clone()
+    checkpoints = Checkpoints(tmp_path, "aaaa0000", background=True)
+    checkpoints.save(3, model=saved[0], optimizer=saved[1])
+    train(saved, 5)
+    checkpoints.finish()
+    assert not torch.equal(saved[0].weight, expected)
+    assert read(tmp_path, loaded) == 3
+    assert torch.equal(loaded[0].weight, expected)
+    train(loaded, 5)
+    assert torch.equal(loaded[0].weight, saved[0].weight)
+
+
 def test_where_there_is_no_checkpoint_nothing_is_loaded(tmp_path: Path) -> None:
     state = fresh(0)
     before = state[0].weight.clone()
@@ -75,6 +92,14 @@ def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
         write(tmp_path, state, step)
     assert names(tmp_path) == ["step_000010"]
     assert read(tmp_path, fresh(1)) == 10
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path: Path) -> None:
+    state = fresh(0)
+    for step in (2, 4, 10):
+        train(state, 1)
+        write(tmp_path, state, step, kept=2)
+    assert names(tmp_path) == ["step_000004", "step_000010"]
 
 
 def test_a_checkpoint_without_its_marker_is_not_there(tmp_path: Path) -> None:
@@ -122,9 +147,9 @@ def test_another_configs_checkpoint_is_one_error_with_both_hashes_and_loads_noth
 
 def test_a_finished_run_drops_its_checkpoints(tmp_path: Path) -> None:
     write(tmp_path, fresh(0), 2)
-    remove_all(tmp_path)
+    remove_checkpoints(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    remove_all(tmp_path)
+    remove_checkpoints(tmp_path)
 
 
 @contextmanager
@@ -173,7 +198,10 @@ def test_a_file_that_may_not_grow_keeps_the_previous_checkpoint(tmp_path: Path) 
     assert_full(raised, tmp_path, kept)
 
 
-def test_a_full_disk_keeps_the_previous_checkpoint_and_space_lets_the_run_go_on(small_disk: Path) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_keeps_the_previous_checkpoint_and_space_lets_the_run_go_on(
+    small_disk: Path, background: bool
+) -> None:
     state = fresh(0, width=256)
     train(state, 1)
     write(small_disk, state, 2)
@@ -181,7 +209,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_space_lets_the_run_go_on(
     train(state, 1)
     (small_disk / "filler").write_bytes(b"0" * 1024 * 1024)
     with pytest.raises(OSError, match="no space left") as raised:
-        write(small_disk, state, 4)
+        write(small_disk, state, 4, background=background)
     assert_full(raised, small_disk, kept)
     (small_disk / "filler").unlink()
     write(small_disk, state, 4)

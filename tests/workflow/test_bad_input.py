@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.workflow.conftest import error_lines, snakemake_in
+from uniapl import leases
 
 
 def _the_one_error(project: Path, *config: str) -> str:
@@ -30,6 +32,8 @@ def _the_one_error(project: Path, *config: str) -> str:
         ("models=no_such_model", "models = 'no_such_model': unknown"),
         ("ablations=no_such_ablation", "ablations = 'no_such_ablation': unknown"),
         ("methods=", "methods is empty"),
+        ("ranks=0", "machine.ranks = 0"),
+        ("ranks=two", "machine.ranks = 'two'"),
         ("source=elsewhere", "source = 'elsewhere'"),
     ],
 )
@@ -89,14 +93,10 @@ def test_a_config_that_was_edited_by_hand_stops_everything_before_any_job(projec
 
 
 def test_a_second_snakemake_on_the_same_study_is_refused(project: Path):
-    import fcntl
-
     root = project / "results" / "smoke"
-    root.mkdir(parents=True)
-    with open(root / ".lock", "w") as lock:
-        lock.write("12345\n")
-        lock.flush()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with leases.hold(root / ".lock", what=""):
         done = snakemake_in(project, "--config", "scale=smoke")
     assert done.returncode != 0
-    assert [line for line in error_lines(done) if "in use by another snakemake (process 12345)" in line]
+    (line,) = [line for line in error_lines(done) if "is in use by process" in line]
+    assert f"process {os.getpid()} on " in line
+    assert f"stop it (kill {os.getpid()})" in line

@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from uniapl import leases
 from uniapl import workflow as study_workflow
 from uniapl.analysis import outputs
 from uniapl.config import ConfigError
@@ -45,6 +46,7 @@ except ConfigError as error:
 AT_ONCE = 1 if SCALE == "paper" else 2
 THREADS = 1 if SCALE == "smoke" else workflow.cores
 SHARED_THREADS = max(1, THREADS // AT_ONCE)
+LAUNCH = "python -m uniapl.launch"  # leases a GPU where there are any
 MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
 
 
@@ -57,6 +59,7 @@ def plan():
     if not workflow.dryrun:
         try:
             if workflow.is_main_process:
+                leases.name_starter()
                 globals()["STUDY_LOCK"] = study_workflow.hold(chosen.root)
             write_configs(chosen)
         except (ConfigError, OSError) as error:

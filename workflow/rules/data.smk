@@ -55,7 +55,7 @@ rule demonstrations:
     params:
         options=options("demonstrations"),
     shell:
-        "python -m uniapl.teachers {params.options} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.teachers {params.options} 2>&1 | tee -i {log:q}"
 
 
 # The head that tells base answers from the expert's; fixed afterwards.
@@ -74,4 +74,4 @@ rule discriminator:
     params:
         options=options("discriminator"),
     shell:
-        "python -m uniapl.discriminator {params.options} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.discriminator {params.options} 2>&1 | tee -i {log:q}"

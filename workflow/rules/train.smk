@@ -1,9 +1,11 @@
 # Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
-TRAINER = "uniapl.train"
-if SETTINGS.ranks > 1:
-    TRAINER = f"uniapl.distributed --standalone --nproc-per-node {SETTINGS.ranks} -m uniapl.train"
+# How this machine executes a run is no reason to train it again, so it does not stand in the rule's params.
+MACHINE = PLANS[TARGET].study.machine
+RANK_THREADS = max(1, SHARED_THREADS // MACHINE.ranks)
+TRAINER = f"{LAUNCH} --ranks {MACHINE.ranks} -m uniapl.train"
+SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
 
 
 # Only the manifest is declared: snakemake deletes declared files before an attempt, and checkpoints must survive it.
@@ -16,16 +18,14 @@ rule train:
         f"{ROOT}/logs/runs/{{name}}.log",
     benchmark:
         f"{ROOT}/benchmarks/runs/{{name}}.tsv"
+    priority: 1  # before evaluations: the last runs would else be waited for with an idle core
     threads: SHARED_THREADS
     resources:
         mem_mb=MEMORY_MB,
-    priority: 1  # before evaluations: the last runs would else be waited for with an idle core
     params:
         options=options("runs"),
-        trainer=TRAINER,
-        threads_of_a_rank=max(1, SHARED_THREADS // SETTINGS.ranks),
     shell:
-        "OMP_NUM_THREADS={params.threads_of_a_rank} python -m {params.trainer} {params.options} 2>&1 | tee -i {log:q}"
+        "OMP_NUM_THREADS={RANK_THREADS} {TRAINER} {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
 
 
 # Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.

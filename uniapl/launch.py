@@ -1,0 +1,137 @@
+"""Start a stage on one or several processes: `python -m uniapl.launch --ranks 2 -m uniapl.train DIR ...`.
+
+Leases the GPUs that the ranks use, where the machine has any, and waits until enough of them are free. One rank takes
+this process's place; several run under torchrun, whose options (several nodes: --nnodes, --rdzv-endpoint, ...) are
+passed on. SIGINT and SIGTERM reach every rank, which save and leave; the exit code is that of the rank that failed
+first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from uniapl import leases
+from uniapl.entry import run_guarded
+
+POLL_SECONDS = 1.0
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs that may be used here: CUDA_VISIBLE_DEVICES, else all of the machine's."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+def lease_directory() -> Path:
+    """Where this user's GPU leases lie."""
+    return Path(tempfile.gettempdir()) / f"uniapl-gpus-{os.getuid()}"
+
+
+def lease_gpus(gpus: Sequence[str], *, count: int, directory: Path) -> list[tuple[str, IO[str]]]:
+    """Lease `count` of the GPUs, waiting until as many are free. Raise ValueError where there are not as many.
+
+    A lease is a shared lock, so that every rank can hold it as well (`leases.share`); only under the directory's
+    exclusive lock is a GPU tried for.
+    """
+    if count > len(gpus):
+        raise ValueError(f"ranks = {count} need as many GPUs, {len(gpus)} can be seen here; lower ranks")
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    told = False
+    while True:
+        with open(directory / "choosing", "a", encoding="utf-8") as choosing:
+            fcntl.flock(choosing, fcntl.LOCK_EX)
+            tried = [(gpu, leases.try_hold(directory / gpu)) for gpu in gpus]
+            taken = [(gpu, file) for gpu, file in tried if file is not None]
+            for _, file in taken[count:]:
+                file.close()
+            if len(taken) >= count:
+                for _, file in taken[:count]:
+                    fcntl.flock(file, fcntl.LOCK_SH)
+                return taken[:count]
+            for _, file in taken:
+                file.close()
+        if not told:
+            told = True
+            print(f"waiting for {count} of the GPUs {', '.join(gpus)}: {len(taken)} free", file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def forward_signals() -> None:
+    """Hand SIGINT and SIGTERM on to the ranks and go on waiting, so that they save and their codes are known."""
+
+    def forward(number: int, _frame: object) -> None:
+        ranks = psutil.Process().children()
+        if not ranks:
+            sys.exit(128 + number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"  # else torchrun stops waiting after 30 seconds
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, forward)
+
+
+def run_ranks(arguments: list[str]) -> int:
+    """Run torchrun; return 0, or the exit code of the rank that failed first (128 + signal where one killed it)."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f"error: rank {rank} was ended by {name}; the same command goes on", file=sys.stderr, flush=True)
+            return 128 - failure.exitcode
+        return int(failure.exitcode)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def main(arguments: list[str]) -> None:
+    """Lease, start and wait; leaves with the stage's exit code."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, usage="%(prog)s [--ranks N] [torchrun's options] -m MODULE ..."
+    )
+    parser.add_argument("--ranks", type=int, default=1)
+    if "-m" not in arguments:
+        parser.error("-m MODULE is missing")
+    begin = arguments.index("-m")
+    own, options = parser.parse_known_args(arguments[:begin])
+    stage = arguments[begin:]
+    held: list[tuple[str, Any]] = []
+    if gpus := visible_gpus():
+        held = lease_gpus(gpus, count=own.ranks, directory=lease_directory())
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in held)
+        leases.pass_on([file for _, file in held])
+    if own.ranks == 1 and not options:
+        os.execv(sys.executable, [sys.executable, *stage])
+    leases.watch_starter()
+    leases.name_starter()
+    forward_signals()
+    options = options or ["--standalone"]
+    code = run_ranks([*options, "--nproc-per-node", str(own.ranks), *stage])
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    run_guarded(lambda: main(sys.argv[1:]))
