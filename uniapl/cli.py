@@ -1,7 +1,9 @@
-"""Small commands over the rooms. `uniapl sample --run DIR` shows what a trained model answers.
+"""Small commands over the rooms.
 
-DIR is a run directory, results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>. Answers are greedy, as in
-evaluation, and come from the transformers sampler, which starts fastest for a few prompts.
+`uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, before anything is started;
+`uniapl sample --run DIR` what a trained model answers. DIR is a run directory,
+results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
+transformers sampler, which starts fastest for a few prompts.
 """
 
 from __future__ import annotations
@@ -39,11 +41,6 @@ class Answer:
     text: str
     followed: tuple[bool | None, ...]
     truncated: bool
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep `sample` a named command while it is the only one."""
 
 
 def root_of(run: Path) -> Path:
@@ -149,6 +146,28 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
             console.print(Text(f"no expert answer to this {split} prompt", style="dim"))
         else:
             console.print(panel("expert", expert.text, prompt.constraints, expert.followed))
+
+
+@app.command()
+def estimate(
+    model: Annotated[str | None, typer.Option(help="File in config/models, folder or hub id, trained on GPUs.")] = None,
+    scale: Annotated[str | None, typer.Option(help="The models of a scale on this machine: smoke, laptop.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs; a table for 1, 2, 4 and 8 if not given.")] = None,
+    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of each GPU.")] = 80.0,
+    micro_batch_tokens: Annotated[int | None, typer.Option(min=1, help="train.micro_batch_tokens.")] = None,
+    activation_checkpointing: Annotated[bool | None, typer.Option(help="machine.activation_checkpointing.")] = None,
+    kv_cache_gib: Annotated[float | None, typer.Option(help="sampler.kv_cache_gib; on CPU alone.")] = None,
+) -> None:
+    """Print the memory that training takes on each rank, by part, and whether it fits."""
+    from uniapl.estimate_table import show_estimate
+
+    options = {
+        "train": {"micro_batch_tokens": micro_batch_tokens},
+        "machine": {"activation_checkpointing": activation_checkpointing},
+        "sampler": {"kv_cache_gib": kv_cache_gib},
+    }
+    given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
+    run_guarded(lambda: show_estimate(model, scale=scale, gpus=gpus, gpu_memory_gib=gpu_memory_gib, overrides=given))
 
 
 def main() -> None:

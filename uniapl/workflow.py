@@ -10,14 +10,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import psutil
+
 from uniapl import leases
 from uniapl.config import ConfigError
+from uniapl.estimate import refuse_too_large
+from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
@@ -120,6 +125,27 @@ def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
             raise ConfigError(str(error)) from None
         plans[target] = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
     return plans
+
+
+def gpu_memories() -> list[int]:
+    """Bytes of each GPU that may be used here, if any. Raise ConfigError where the driver does not answer."""
+    visible = visible_gpus()
+    if not visible:
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", f"--id={','.join(visible)}"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=True)
+        return [int(line) * 2**20 for line in done.stdout.split()]
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"nvidia-smi does not tell the memory of GPU {', '.join(visible)} ({error}); mend the driver, or set "
+            f"CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
+        ) from None
+
+
+def check_memory(plan: Plan) -> None:
+    """Raise ConfigError where a model of the plan cannot be trained in the memory of this machine."""
+    refuse_too_large(plan, gpus=gpu_memories(), host_bytes=psutil.virtual_memory().total)
 
 
 def read_released(root: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ try:
         INDEX = study_index(PLANS[TARGET])
         UPSTREAM = study_workflow.upstream(PLANS)
         check_configs(PLANS[TARGET])
+        if workflow.is_main_process:
+            study_workflow.check_memory(PLANS[TARGET])
 except ConfigError as error:
     study_workflow.fail(error)
 

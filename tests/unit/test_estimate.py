@@ -1,0 +1,291 @@
+"""The memory model: its sizes against transformers, its formulas against autograd, its totals against real updates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from bench.estimate import (
+    CASES,
+    FILE,
+    Case,
+    estimated,
+    in_its_own_process,
+    make_model,
+    measured,
+    model_spec,
+    row_of,
+    table,
+)
+from bench.memory import peak_bytes
+from uniapl import sampler_vllm
+from uniapl.cli import app
+from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
+from uniapl.estimate import (
+    VLLM_GPU_SHARE,
+    Batch,
+    SamplerMemory,
+    largest_batch,
+    largest_need,
+    moments,
+    rank_memory,
+    refuse_too_large,
+    saved_by_layer,
+)
+from uniapl.layers import load_model, load_study
+from uniapl.plan import Plan, make_plan
+from uniapl.shapes import KNOWN, Shape, find_shape, shape_of
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+SMALL: dict[str, Any] = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def a_plan(scale: str = "laptop", **overrides: Any) -> Plan:
+    return make_plan(load_study(scale, overrides), Path("results"), sampler="vllm", compute="bfloat16")
+
+
+def shape(name: str) -> Shape:
+    found = find_shape(load_model(name, "test"))
+    assert found is not None
+    return found
+
+
+def a_batch(rows: int = 1, width: int = 4096) -> Batch:
+    return Batch(rows=rows, width=width, predicted=rows * width, number=2)
+
+
+def needs(name: str, *, ranks: int = 1, checkpointing: bool = False) -> Any:
+    return rank_memory(
+        shape(name), a_batch(), compute="bfloat16", ranks=ranks, activation_checkpointing=checkpointing,
+        block_tokens=256, sampler=SamplerMemory(), discriminator=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [*KNOWN, "untied"])
+def test_a_shape_has_as_many_parameters_as_transformers_makes(known: str):
+    untied = SMALL | {"model_type": "llama", "num_hidden_layers": 3, "tie_word_embeddings": False}
+    config: dict[str, Any] = KNOWN.get(known, untied)
+    kind = config["model_type"]
+    with torch.device("meta"):
+        fields = {k: v for k, v in config.items() if k != "model_type"}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields))
+    found = shape_of(config)
+    assert found is not None
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    assert found.layer_parameters == sum(p.numel() for p in model.get_decoder().layers[0].parameters())
+
+
+def test_a_config_json_in_a_folder_tells_the_shape_and_an_unknown_architecture_does_not(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(KNOWN["Qwen/Qwen3-4B"]))
+    assert find_shape(load_model(str(tmp_path), "test")) == shape("qwen3_4b")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    assert find_shape(load_model(str(tmp_path), "test")) is None
+
+
+def saved_bytes(kind: str, *, layers: int, autocast: bool, dtype: torch.dtype, batch: Batch) -> int:
+    """What autograd saves in a decoder's forward, weights apart."""
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, num_hidden_layers=layers, **SMALL), dtype=dtype
+    ).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    mask = torch.ones(batch.width, batch.width, dtype=torch.bool).tril().repeat(batch.rows, 1, 1, 1)
+    ids = torch.zeros(batch.rows, batch.width, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("weights", ["float32", "bfloat16 by autocast", "bfloat16"])
+def test_a_layer_saves_for_its_backward_exactly_what_the_formula_says(kind: str, weights: str):
+    batch = a_batch(rows=2, width=40)
+    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+    options: dict[str, Any] = {"autocast": weights != "float32", "dtype": dtype, "batch": batch}
+    by_layer = (saved_bytes(kind, layers=3, **options) - saved_bytes(kind, layers=1, **options)) // 2
+    found = shape_of(SMALL | {"model_type": kind, "num_hidden_layers": 1})
+    assert found is not None
+    casts = 2 * found.matrices_of_layer if weights == "bfloat16 by autocast" else 0
+    compute, residual = (4 if weights == "float32" else 2), (2 if weights == "bfloat16" else 4)
+    assert saved_by_layer(found, batch, compute=compute, residual=residual) + casts == by_layer
+
+
+def test_state_is_16_bytes_a_parameter_and_2_of_the_reference_and_is_shared_by_the_ranks():
+    alone, eight = needs("qwen3_4b"), needs("qwen3_4b", ranks=8)
+    assert alone.weights + alone.gradients + alone.optimizer == 16 * 4_022_468_096
+    assert alone.reference == 2 * 4_022_468_096
+    assert eight.weights == 4 * 4_022_468_096 // 8
+    # Beside its shard of the reference, a rank keeps embedding and norm of it gathered: (151,936 + 1) x 2,560.
+    assert eight.reference == 2 * 4_022_468_096 // 8 + 2 * 151_937 * 2_560
+
+
+def test_checkpointing_keeps_a_layers_input_and_one_layers_activations():
+    kept, again = needs("qwen3_0_6b").activations, needs("qwen3_0_6b", checkpointing=True).activations
+    assert again < kept / 4
+    assert again > 28 * 4096 * 1024 * 4  # float32 inputs of 28 layers
+
+
+def test_the_head_gradient_waits_for_the_embeddings_where_they_are_tied():
+    by_name = {m.name: m for m in moments(shape("qwen3_4b"), a_batch(), compute="bfloat16", ranks=1,
+                                          activation_checkpointing=True, block_tokens=16)}  # fmt: skip
+    assert by_name["gradient of the embedding"].logits == 2 * 4 * 151_936 * 2_560
+    assert by_name["backward of the last layer"].logits == 4 * 151_936 * 2_560
+
+
+def test_the_largest_micro_batch_is_the_widest_row_that_the_settings_allow():
+    train = TrainSpec.model_validate({"micro_batch_tokens": 1000})
+    stage = StageSpec.model_validate(
+        {"name": "s", "title": "", "steps": 1, "mu": 0.0, "learning_rate": 1.0, "prompts_per_step": 4}
+    )
+    data = load_study("laptop").data
+    # A prompt of 256 and 8 answers of 48 are 640 tokens, so one row of 640; 4 prompts make 4 micro-batches, 2 a rank.
+    assert largest_batch(stage, train, data, ranks=2) == Batch(rows=1, width=640, predicted=640, number=2)
+    # An answer of 2,000 does not fit in 1,000: a row of its own, 4 x (256 + 8 x 2,000) / 2,256 = 28.8 of them.
+    long = DataSpec.model_validate(data.model_dump() | {"max_new_tokens": 2000})
+    assert largest_batch(stage, train, long, ranks=1) == Batch(rows=1, width=2256, predicted=2256, number=29)
+    # Padded: rows of 256 + 48, three of which fit in 1,000; 32 rows make 11 micro-batches.
+    padded = train.model_copy(update={"packing": False})
+    assert largest_batch(stage, padded, data, ranks=1) == Batch(rows=3, width=304, predicted=912, number=11)
+
+
+def test_vllm_has_the_share_of_a_gpu_that_the_sampler_asks_for():
+    assert VLLM_GPU_SHARE == sampler_vllm.GPU_MEMORY_SHARE
+    need = largest_need(a_plan(models="qwen3_4b"), load_model("qwen3_4b", "test"), gpu_bytes=80 * GIB)
+    assert need is not None
+    sampler = need[1].sampler
+    assert sampler.weights + sampler.kv_cache == pytest.approx(0.35 * 80 * GIB, abs=1)
+    assert sampler.asleep == 0
+
+
+def test_weights_that_vllms_share_of_a_gpu_cannot_hold_are_refused():
+    # 8.05 GB of weights are more than 0.35 x 16 GiB = 6.01 GB, however many ranks there are.
+    plan = a_plan(models="qwen3_4b", machine={"ranks": 64, "activation_checkpointing": True})
+    with pytest.raises(ConfigError, match=r"lower sampler\.max_model_tokens"):
+        refuse_too_large(plan, gpus=[16 * GIB] * 64, host_bytes=GIB)
+
+
+def test_a_model_too_large_for_the_smallest_gpu_is_refused_in_one_line():
+    plan = a_plan(models="qwen3_4b")
+    with pytest.raises(ConfigError) as raised:
+        refuse_too_large(plan, gpus=[80 * GIB, 40 * GIB], host_bytes=GIB)
+    line = str(raised.value)
+    assert "\n" not in line
+    for part in ("qwen3_4b", "GiB on each GPU, 39.00 GiB can be used here", "raise machine.ranks (now 1)",
+                 "machine.activation_checkpointing", "train.micro_batch_tokens (now 384)"):  # fmt: skip
+        assert part in line
+    refuse_too_large(a_plan(models="qwen3_4b", ranks=8), gpus=[80 * GIB] * 8, host_bytes=GIB)
+
+
+def test_without_gpus_all_ranks_share_the_hosts_memory():
+    need = largest_need(a_plan(ranks=2), load_model("smollm2_135m", "test"), gpu_bytes=None)
+    assert need is not None
+    enough = int(2 * need[1].total / 0.95) + 2
+    refuse_too_large(a_plan(ranks=2), gpus=[], host_bytes=enough)
+    with pytest.raises(ConfigError, match=r"for its 2 ranks together.*lower machine\.ranks.*kv_cache_gib \(now 0\.25"):
+        refuse_too_large(a_plan(ranks=2), gpus=[], host_bytes=enough - 2**20)
+
+
+def test_a_model_of_unknown_shape_is_left_to_the_stage_that_makes_it():
+    refuse_too_large(a_plan(models="someone/something"), gpus=[], host_bytes=1)
+
+
+def command(*words: str) -> Any:
+    return CliRunner().invoke(app, ["estimate", *words])
+
+
+def test_the_command_prints_a_table_with_its_assumptions():
+    done = command("--model", "qwen3_0_6b", "--gpu-memory-gib", "24")
+    assert done.exit_code == 0, done.output
+    rows = [line.split() for line in done.output.splitlines() if line.strip().startswith("qwen3_0_6b")]
+    assert [row[1] for row in rows] == ["1", "2", "4", "8"]
+    assert [row[-1] for row in rows] == ["yes"] * 4
+    assert "not been measured on a GPU" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model", "qwen3_4b", "--gpus", "1"], "error: qwen3_4b needs"),
+        (["--scale", "laptop", "--kv-cache-gib", "100000"], "lower sampler.kv_cache_gib (now 100000)"),
+        (["--model", "someone/something"], "the shape of something is not known"),
+        (["--model", "nothing"], "models = 'nothing': unknown"),
+        ([], "either --model, for GPUs, or --scale"),
+        (["--model", "qwen3_4b", "--scale", "laptop"], "either --model, for GPUs, or --scale"),
+    ],
+)
+def test_what_cannot_fit_or_be_estimated_is_one_line_and_exit_code_2(words: list[str], expected: str):
+    done = command(*words)
+    assert done.exit_code == 2
+    (line,) = [line for line in done.output.splitlines() if line.startswith("error: ")]
+    assert expected in line
+    assert "Traceback" not in done.output
+
+
+def test_4b_fits_on_8_gpus_of_80_gib():
+    assert command("--model", "qwen3_4b", "--gpus", "8", "--gpu-memory-gib", "80").exit_code == 0
+
+
+def test_the_peak_of_tensor_memory_is_counted_above_the_start():
+    before = torch.zeros(1000)
+
+    def work() -> None:
+        one = before + 1  # 4,000 bytes
+        two = torch.cat([one, one])  # and 8,000
+        del one, two
+        torch.zeros(2500)  # 10,000
+
+    assert peak_bytes(work) == 12_000
+
+
+def assert_close(row: dict[str, Any]) -> None:
+    """Within 15% or 50 MB, whichever is more."""
+    total = row["measured"]["total"]
+    assert abs(row["estimated"] - total) <= max(0.15 * total, 50e6), row
+
+
+def test_estimates_are_within_15_percent_or_50_mb_of_the_recorded_measurements_and_the_page_shows_them():
+    recorded = json.loads(FILE.read_text())["cases"]
+    assert [Case(**{name: row[name] for name in Case.__dataclass_fields__}) for row in recorded] == CASES
+    for case, row in zip(CASES, recorded, strict=True):
+        assert estimated(case).update == row["estimated"]
+        assert_close(row)
+    assert table(recorded) in (ROOT / "docs" / "memory.md").read_text()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:] if case.ranks == 1]
+
+
+@pytest.mark.parametrize("case", [CASES[0], *SLOW], ids=str)
+def test_an_update_takes_within_15_percent_or_50_mb_of_the_estimate(case: Case, checkpoints: Path):
+    assert_close(row_of(case, measured(case, make_model(case.model, checkpoints))))
+
+
+@pytest.mark.slow
+def test_an_update_on_two_ranks_takes_within_15_percent_or_50_mb_of_the_estimate(checkpoints: Path):
+    (case,) = [case for case in CASES if case.ranks == 2]
+    assert_close(row_of(case, in_its_own_process(case, make_model(case.model, checkpoints))))
+    assert model_spec(case.model).name == case.model

@@ -1,0 +1,329 @@
+"""How much memory one rank of a training run needs, as arithmetic: what `uniapl estimate` prints and snakemake asks.
+
+Bytes of tensors, counted from the code that allocates them (`train.open_policy`, `update.update`, `logprobs`, the
+samplers, the discriminator); docs/memory.md holds them against measured ones. An update has four moments at which
+memory can be highest, and the highest of them counts. Not counted: the host's memory beside a GPU, work spaces of
+libraries, and what an allocator keeps beyond the tensors. Imports nothing heavy: the Snakefile asks at every call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from uniapl.config import (
+    ConfigError,
+    DataSpec,
+    DiscriminatorSpec,
+    ModelSpec,
+    SamplerSpec,
+    StageSpec,
+    Study,
+    TrainSpec,
+)
+from uniapl.plan import Plan
+from uniapl.shapes import Shape, find_shape
+
+FLOAT32 = 4
+BYTES = {"float32": FLOAT32, "bfloat16": 2}
+PROMPT_TOKENS = 256  # assumed of a long prompt
+VLLM_GPU_SHARE = 0.35  # GPU_MEMORY_SHARE of sampler_vllm.py, which cannot be imported here; a test compares them
+LOGITS_FORWARD = 3  # float32 buffers of one block: logits, probabilities, and the next block's logits
+LOGITS_BACKWARD = 2  # the block's gradient in place of its logits, and the block before
+GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
+HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
+TOKEN_BYTES = 6 * 8 + 7 * FLOAT32  # of a micro-batch: ids, positions, places, targets (int64), weights and advantages
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The largest micro-batch of a step, and how many of them a rank lays out at once."""
+
+    rows: int
+    width: int  # positions of a row
+    predicted: int  # completion tokens, whose logits are computed
+    number: int
+
+    @property
+    def positions(self) -> int:
+        """Positions of the micro-batch, padding counted."""
+        return self.rows * self.width
+
+    @property
+    def mask(self) -> int:
+        """Elements of the attention mask: every position against every position of its row."""
+        return self.rows * self.width**2
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an update holds at one moment, beside weights, gradients, optimizer and reference; bytes."""
+
+    name: str
+    copies: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.copies + self.activations + self.logits
+
+
+@dataclass(frozen=True)
+class SamplerMemory:
+    """What the rollout engine needs on this rank; bytes."""
+
+    weights: int = 0
+    kv_cache: int = 0
+    asleep: int = 0  # what stays while the policy is updated
+    lacking: int = 0  # what the engine's own share is short of
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank needs, by part."""
+
+    weights: int  # float32, this rank's shard
+    gradients: int  # float32, kept from step to step
+    optimizer: int  # AdamW's two moments
+    reference: int  # the path's first model in the compute type, frozen
+    copies: int  # weights cast to the compute type, or gathered from the other ranks
+    activations: int  # of one micro-batch, with the masks of all
+    logits: int  # blocks of logits, and the gradients of head and embedding
+    sampler: SamplerMemory
+    discriminator: int
+    loading: int  # the whole models, before they are sharded
+
+    @property
+    def update(self) -> int:
+        """While the policy is updated, without sampler and discriminator: what the tests measure."""
+        return self.weights + self.gradients + self.optimizer + self.reference + self._step
+
+    @property
+    def total(self) -> int:
+        """The most at any time: models being loaded, answers being sampled, or the policy being updated."""
+        resident = self.update - self._step + self.discriminator
+        sampling = self.sampler.weights + self.sampler.kv_cache
+        return max(self.loading, resident + max(self._step + self.sampler.asleep, sampling))
+
+    @property
+    def _step(self) -> int:
+        return self.copies + self.activations + self.logits
+
+    @property
+    def needed(self) -> int:
+        """The total, and what the sampler lacks in its share of a GPU."""
+        return self.total + self.sampler.lacking
+
+
+def largest_batch(stage: StageSpec, train: TrainSpec, data: DataSpec, *, ranks: int) -> Batch:
+    """The largest micro-batch that a stage's steps can have; every position is taken to predict a token."""
+    longest = PROMPT_TOKENS + data.max_new_tokens
+    answers = stage.rollouts_per_prompt if train.packing and stage.draws_rollouts else 1
+    most = PROMPT_TOKENS + answers * data.max_new_tokens
+    width = max(longest, min(train.micro_batch_tokens, most))
+    rows = max(1, train.micro_batch_tokens // width)
+    tokens = stage.demonstrations_per_step * longest if stage.draws_demonstrations else 0
+    if stage.draws_rollouts:
+        alone = stage.rollouts_per_prompt // answers  # rows of a prompt
+        tokens += stage.prompts_per_step * alone * most
+    number = math.ceil(tokens / (rows * width) / ranks)
+    return Batch(rows=rows, width=width, predicted=rows * width, number=number)
+
+
+def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, residual: int) -> int:
+    """Bytes that autograd saves of one decoder layer. `compute` and `residual` are bytes of an element.
+
+    Under autocast embeddings and norms are float32 and every matrix casts its own input; where the weights themselves
+    are bfloat16, so is the residual stream, and the matrices behind a norm share their input.
+    """
+    inputs = 2 if residual == compute else 5  # of q, k, v, and of gate, up
+    norms = 2 * shape.hidden * (FLOAT32 + residual)  # what each norm normalises, and the result before its weight
+    statistics = FLOAT32 * (2 + shape.heads)  # a norm's 1/rms; the attention's log-sum-exp by head
+    if shape.head_norms:
+        norms += (shape.queries + shape.keys) * (FLOAT32 + compute)
+        statistics += FLOAT32 * (shape.heads + shape.kv_heads)
+    attention = 4 * shape.queries * compute  # queries, keys and values repeated for every head, output
+    mlp = 4 * shape.intermediate * compute  # gate, silu(gate), up, their product
+    by_position = norms + statistics + inputs * shape.hidden * compute + attention + mlp
+    return batch.positions * by_position + batch.mask * compute  # the mask as numbers to add, made by every layer
+
+
+def logits_buffers(shape: Shape, *, predicted: int, block_tokens: int) -> tuple[int, int]:
+    """Bytes of the logits that exist at once, in forward and backward: float32 blocks of tokens x vocabulary."""
+    block = FLOAT32 * shape.vocabulary * min(block_tokens, predicted)
+    return LOGITS_FORWARD * block, LOGITS_BACKWARD * block
+
+
+def moments(
+    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, block_tokens: int
+) -> tuple[Moment, ...]:
+    """The moments of an update at which its memory can be highest."""
+    size = BYTES[compute]
+    residual = FLOAT32 if ranks == 1 else size  # one rank keeps float32 weights and casts, FSDP2 gathers casts
+    tokens = batch.positions
+    by_layer = saved_by_layer(shape, batch, compute=size, residual=residual)
+    checkpoint = tokens * shape.hidden * residual  # a layer's input
+    rotary = 2 * tokens * shape.head_dim * residual  # cos and sin, shared by the layers
+    final = tokens * shape.hidden * (FLOAT32 + residual)  # the last norm's input and result, as in a layer
+    picked = batch.predicted * shape.hidden * residual  # hidden states that predict, saved for the logits
+    masks = batch.number * (batch.mask + batch.positions * TOKEN_BYTES)  # bool, of all micro-batches of the step
+    kept = shape.layers * (checkpoint if activation_checkpointing else by_layer) + rotary + final + picked + masks
+    again = by_layer if activation_checkpointing else 0  # one layer's activations, computed again in its backward
+
+    one_head = FLOAT32 * shape.embedding_parameters
+    waiting = one_head if shape.tied else 0  # the head's gradient, until the embedding's is there to be added
+    logits_forward, logits_backward = logits_buffers(shape, predicted=batch.predicted, block_tokens=block_tokens)
+    states = tokens * shape.hidden * residual  # the decoder's output, or its gradient
+    # The first step of a layer's backward: gradients of the product, of silu and of up; or the first of them and the
+    # gradient of a weight, in the compute type and in float32.
+    weight = shape.hidden * shape.intermediate * (FLOAT32 if size == FLOAT32 else FLOAT32 + size)
+    product = tokens * shape.intermediate * size
+    backward = max(2 * product, product + weight) + 2 * states
+
+    if ranks == 1:
+        cast = size * shape.layers * shape.matrices_of_layer if size < FLOAT32 else 0
+        head_cast = size * shape.embedding_parameters if size < FLOAT32 else 0
+        in_forward, in_backward = cast, cast
+        if activation_checkpointing:  # autocast keeps the casts until its end; in the backward one layer makes its own
+            in_backward = cast // shape.layers
+        in_layer, at_end = in_backward, 0
+    else:
+        root, layer = size * shape.root_parameters, size * shape.layer_parameters
+        head_cast = 0
+        in_forward = in_backward = root + 2 * layer  # this layer, and the next that is fetched meanwhile
+        in_layer = in_backward + layer + FLOAT32 * shape.layer_parameters  # its whole gradient, and that in float32
+        at_end = root + FLOAT32 * shape.root_parameters
+
+    return (
+        Moment("logits", in_forward, kept + states, logits_forward + head_cast),
+        Moment("gradient of the logits", in_backward, kept + picked, logits_backward + one_head),
+        Moment("backward of the last layer", in_layer, kept + again + backward, waiting),
+        Moment("gradient of the embedding", at_end, masks + states, waiting + one_head),
+    )
+
+
+def sampler_memory(
+    shape: Shape, spec: SamplerSpec, data: DataSpec, *, kind: str, compute: str, gpu_bytes: int | None
+) -> SamplerMemory:
+    """What the engine needs; `gpu_bytes` is the memory of the GPU it runs on, None on CPU."""
+    size = BYTES[compute]
+    weights = size * shape.parameters
+    token = 2 * shape.layers * shape.keys * size  # keys and values of one token
+    if kind == "vllm" and gpu_bytes is not None:
+        share = int(VLLM_GPU_SHARE * gpu_bytes)
+        least = token * spec.max_model_tokens  # one sequence
+        return SamplerMemory(weights, max(least, share - weights), 0, max(0, weights + least - share))
+    if kind == "vllm":
+        weights += size * shape.embedding_parameters  # the head, packed for the CPU's matrix products
+        cache = int(spec.kv_cache_gib * 2**30)
+        return SamplerMemory(weights, cache, weights + cache)
+    if kind == "hf":
+        # Logits in both types, log-probabilities, probabilities and their float64 sums, of one step.
+        choosing = spec.max_sequences * shape.vocabulary * (size + 3 * FLOAT32 + 8)
+        one_layer = token // shape.layers * spec.max_sequences * (PROMPT_TOKENS + data.max_new_tokens)
+        cache = one_layer * (shape.layers + 1) + choosing  # a layer's cache is copied when it grows
+        return SamplerMemory(weights, cache, weights if gpu_bytes is None else 0)
+    return SamplerMemory()
+
+
+def rank_memory(
+    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, block_tokens: int,
+    sampler: SamplerMemory, discriminator: DiscriminatorSpec | None,
+) -> Memory:  # fmt: skip
+    """What one of the ranks needs to train a model with this largest micro-batch."""
+    size, all_weights = BYTES[compute], FLOAT32 * shape.parameters
+    highest = max(
+        moments(
+            shape, batch, compute=compute, ranks=ranks, activation_checkpointing=activation_checkpointing,
+            block_tokens=block_tokens,
+        ),
+        key=lambda moment: moment.total,
+    )  # fmt: skip
+    reference = size * shape.parameters // ranks
+    judged = 0
+    if discriminator is not None:
+        judged = size * (shape.embedding_parameters + min(discriminator.layer, shape.layers) * shape.layer_parameters)
+    return Memory(
+        weights=all_weights // ranks,
+        gradients=all_weights // ranks,
+        optimizer=2 * all_weights // ranks,
+        # FSDP2 leaves a model that has no backward with its root group gathered.
+        reference=reference if ranks == 1 else reference + size * shape.root_parameters,
+        copies=highest.copies,
+        activations=highest.activations,
+        logits=highest.logits,
+        sampler=sampler,
+        discriminator=judged,
+        loading=0 if ranks == 1 else all_weights + size * shape.parameters,
+    )
+
+
+def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tuple[str, Memory] | None:
+    """The stage of a plan whose ranks need the most, and what one of them needs; None where the shape is not known."""
+    shape, study = find_shape(model), plan.study
+    if shape is None:
+        return None
+    needs = []
+    for config in [run.config for run in plan.runs if run.model == model.name]:
+        stage = StageSpec(title=config["path"][-1]["name"], **config["path"][-1])
+        kind = config["sampler"]["kind"] if stage.draws_rollouts else "none"
+        memory = rank_memory(
+            shape,
+            largest_batch(stage, study.train, study.data, ranks=study.machine.ranks),
+            compute=config["compute"],
+            ranks=study.machine.ranks,
+            activation_checkpointing=study.machine.activation_checkpointing,
+            block_tokens=study.train.logprob_chunk_tokens,
+            sampler=sampler_memory(
+                shape, study.sampler, study.data, kind=kind, compute=config["compute"], gpu_bytes=gpu_bytes
+            ),
+            discriminator=study.discriminator,
+        )
+        needs.append((stage.name, memory))
+    return max(needs, key=lambda need: need[1].needed, default=None)
+
+
+def refuse_too_large(plan: Plan, *, gpus: Sequence[int], host_bytes: int) -> None:
+    """Raise ConfigError where a model of the plan needs more memory than there is.
+
+    `gpus` are the bytes of the GPUs that may be used: each rank has one to itself. Without any, all ranks of a run
+    share the host's memory.
+    """
+    study, ranks = plan.study, plan.study.machine.ranks
+    for model in study.models:
+        need = largest_need(plan, model, gpu_bytes=min(gpus, default=None))
+        if need is None:
+            continue
+        stage, memory = need
+        needed = memory.needed if gpus else ranks * memory.needed
+        available = min(gpus) - GPU_RESERVE if gpus else int(HOST_SHARE * host_bytes)
+        if needed > available:
+            where = "on each GPU" if gpus else f"for its {ranks} rank{'s' if ranks > 1 else ''} together"
+            raise ConfigError(
+                f"models = {model.name}: training it (stage {stage}) needs {gib(needed)} GiB {where}, "
+                f"{gib(available)} GiB can be used here; {remedies(study, memory, on_gpu=bool(gpus))}"
+            )
+
+
+def remedies(study: Study, memory: Memory, *, on_gpu: bool) -> str:
+    """What makes a study smaller, in words: the config's keys with their values now."""
+    machine, sampler = study.machine, study.sampler
+    ways = (
+        [f"{'raise' if on_gpu else 'lower'} machine.ranks (now {machine.ranks})"] if on_gpu or machine.ranks > 1 else []
+    )
+    if not machine.activation_checkpointing:
+        ways.append("set machine.activation_checkpointing to true")
+    ways.append(f"lower train.micro_batch_tokens (now {study.train.micro_batch_tokens})")
+    if memory.sampler.asleep:
+        ways.append(f"lower sampler.kv_cache_gib (now {sampler.kv_cache_gib:g})")
+    elif memory.sampler.lacking:
+        ways.append(f"lower sampler.max_model_tokens (now {sampler.max_model_tokens})")
+    return ", ".join(ways[:-1]) + " or " * (len(ways) > 1) + ways[-1]
+
+
+def gib(size: int) -> str:
+    """Bytes in GiB, for people."""
+    return f"{size / 2**30:.2f}"

@@ -1,0 +1,161 @@
+"""What `uniapl estimate` prints: a table of the memory of one rank, by part, and what it assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from uniapl.config import ConfigError, ModelSpec
+from uniapl.estimate import (
+    GPU_RESERVE,
+    HOST_SHARE,
+    PROMPT_TOKENS,
+    VLLM_GPU_SHARE,
+    Memory,
+    gib,
+    largest_need,
+    remedies,
+)
+from uniapl.layers import COMMAND_LINE, load_study, merge
+from uniapl.plan import Plan, make_plan
+from uniapl.sampler import resolve_compute, resolve_kind
+from uniapl.workflow import gpu_memories
+
+PARTS = (
+    "model", "ranks", "weights", "gradients", "optimizer", "reference", "copies", "activations", "logits",
+    "sampler weights", "KV cache", "discriminator", "total", "fits",
+)  # fmt: skip
+GPU_COUNTS = (1, 2, 4, 8)
+NARROWEST = 140  # characters in which the table's columns stay whole
+# No scale of this version has GPUs: what a model of the paper is estimated with, unless options say otherwise.
+ON_GPUS: dict[str, Any] = {
+    "methods": ["uniapl"],
+    "compute": "bfloat16",
+    "data": {"max_new_tokens": 1024},
+    "train": {"micro_batch_tokens": 4096},
+    "sampler": {"kind": "vllm", "max_model_tokens": 2048},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model on so many ranks."""
+
+    model: ModelSpec
+    plan: Plan
+    stage: str
+    memory: Memory
+    available: int  # bytes for one rank
+
+    @property
+    def fits(self) -> bool:
+        """True where one rank's need is met."""
+        return self.memory.needed <= self.available
+
+
+def show_estimate(
+    model: str | None, *, scale: str | None, gpus: int | None, gpu_memory_gib: float, overrides: Mapping[str, Any]
+) -> None:
+    """Print the table of a model on GPUs, or of a scale on this machine. Raise ConfigError where nothing fits."""
+    if (model is None) == (scale is None):
+        raise ConfigError("estimate needs either --model, for GPUs, or --scale, for this machine; give one of them")
+    if model is not None:
+        counts = (gpus,) if gpus else GPU_COUNTS
+        rows = [
+            on_gpus(model, ranks=count, gpu_bytes=int(gpu_memory_gib * 2**30), overrides=overrides) for count in counts
+        ]
+        heading = f"{rows[0].model.title}: GiB on each GPU of {gpu_memory_gib:g} GiB"
+    else:
+        rows = on_this_machine(str(scale), overrides=overrides)
+        heading = f"scale {scale} on this machine: GiB of each rank"
+    print_table(heading, rows)
+    if not any(row.fits for row in rows) or (scale is not None and not all(row.fits for row in rows)):
+        worst = min((row for row in rows if not row.fits), key=lambda row: row.memory.needed)
+        raise ConfigError(
+            f"{worst.model.name} needs {gib(worst.memory.needed)} GiB, {gib(worst.available)} GiB can be used; "
+            f"{remedies(worst.plan.study, worst.memory, on_gpu=model is not None)}"
+        )
+
+
+def on_gpus(name: str, *, ranks: int, gpu_bytes: int, overrides: Mapping[str, Any]) -> Row:
+    """A model trained by so many GPUs. Raise ConfigError where its shape is not known."""
+    settings = merge(merge(ON_GPUS, dict(overrides)), {"models": [name], "machine": {"ranks": ranks}})
+    study = load_study("laptop", settings)
+    plan = make_plan(study, Path("results"), sampler="vllm", compute="bfloat16")
+    return _row(plan, study.models[0], gpu_bytes=gpu_bytes, available=gpu_bytes - GPU_RESERVE)
+
+
+def on_this_machine(scale: str, *, overrides: Mapping[str, Any]) -> list[Row]:
+    """The models of a scale, on this machine's GPUs or, without any, on its CPU."""
+    study = load_study(scale, dict(overrides))
+    try:
+        kind = resolve_kind(study.sampler)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    plan = make_plan(study, Path("results"), sampler=kind, compute=resolve_compute(study.compute))
+    smallest = min(gpu_memories(), default=None)
+    host = int(HOST_SHARE * psutil.virtual_memory().total) // study.machine.ranks
+    available = host if smallest is None else smallest - GPU_RESERVE
+    return [_row(plan, model, gpu_bytes=smallest, available=available) for model in study.models]
+
+
+def _row(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None, available: int) -> Row:
+    need = largest_need(plan, model, gpu_bytes=gpu_bytes)
+    if need is None:
+        raise ConfigError(
+            f"{COMMAND_LINE}: the shape of {model.name} is not known: it has no config.json of a Qwen3 or Llama model "
+            f"here; fetch the model, or give a folder"
+        )
+    return Row(model, plan, *need, available)
+
+
+def print_table(heading: str, rows: Sequence[Row]) -> None:
+    """The table, and below it what it assumes."""
+    console = Console()
+    if console.width < NARROWEST:
+        console = Console(width=NARROWEST)
+    table = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for name in PARTS:
+        table.add_column(name, justify="left" if name in ("model", "fits") else "right")
+    for row in rows:
+        m = row.memory
+        sizes = (
+            m.weights, m.gradients, m.optimizer, m.reference, m.copies, m.activations, m.logits, m.sampler.weights,
+            m.sampler.kv_cache, m.discriminator, m.needed,
+        )  # fmt: skip
+        ranks = str(row.plan.study.machine.ranks)
+        table.add_row(row.model.name, ranks, *map(gib, sizes), "yes" if row.fits else "no")
+    console.print(table)
+    for line in assumptions(rows[0]):
+        console.print(f"- {line}", highlight=False, markup=False)
+
+
+def assumptions(row: Row) -> list[str]:
+    """What the figures of a table rest on, a line each."""
+    study, machine, config = row.plan.study, row.plan.study.machine, row.plan.runs[0].config
+    kind = config["sampler"]["kind"]
+    asleep = bool(row.memory.sampler.asleep)
+    lines = [
+        f"{config['compute']} compute; float32 weights, gradients and AdamW; FSDP2 over the ranks; activation "
+        f"checkpointing {'on' if machine.activation_checkpointing else 'off'}",
+        f"stage {row.stage}; micro-batches of {study.train.micro_batch_tokens} tokens, answers of "
+        f"{study.data.max_new_tokens}, prompts of at most {PROMPT_TOKENS}; every position predicts a token",
+        f"sampler {kind}"
+        + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and asleep else "")
+        + (f" with {VLLM_GPU_SHARE:.0%} of a GPU, asleep during the update" if kind == "vllm" and not asleep else ""),
+        f"discriminator: the first {study.discriminator.layer} layers of the base model, whole on every rank",
+        "total: the most at any time (loading, sampling, or updating), so not the sum where the sampler sleeps",
+    ]
+    if not asleep:
+        lines.append(
+            f"{gib(GPU_RESERVE)} GiB of a GPU are kept for CUDA, NCCL and work spaces (assumed). These figures have "
+            f"not been measured on a GPU"
+        )
+    return lines
