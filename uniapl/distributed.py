@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from uniapl import leases
 from uniapl.entry import LostRankError
 
 COLLECTIVES = ("gloo", "Gloo", "NCCL", "ProcessGroup")  # words in the errors of collective calls
@@ -37,6 +39,8 @@ class Ranks:
     rank: int = 0
     size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
+    lease: Path | None = field(default=None, compare=False, repr=False)  # where a run's first rank notes what it does
+    held: IO[str] | None = field(default=None, compare=False, repr=False)  # another rank's own lease
     marks: list[str] = field(default_factory=list, compare=False, repr=False)  # what this rank began, in order
 
     @property
@@ -73,20 +77,22 @@ class Ranks:
             dist.barrier()
 
     def mark(self, what: str) -> None:
-        """Note for the other ranks what this one begins; all ranks begin the same things in the same order."""
+        """Note what this rank begins, for the other ranks and in the lease; all begin the same things in one order."""
+        if self.first and self.lease is not None:
+            leases.note(self.lease, what)
         if self.size > 1:
             self.marks.append(what)
             self.store.set(f"mark/{self.rank}", json.dumps([len(self.marks), what, time.time()]))
 
-    def hanging(self) -> str:
-        """Which rank the others wait for and what it was doing, in words."""
+    def hanging(self) -> tuple[str, bool]:
+        """Which rank the others wait for and what it was doing, in words, and whether this rank is to say it."""
         marks = {rank: json.loads(self.store.get(f"mark/{rank}")) for rank in range(self.size)}
         behind = min(number for number, _, _ in marks.values())
-        if all(number == behind for number, _, _ in marks.values()):
-            return f"all ranks are in '{marks[self.rank][1]}'"
-        late = [(rank, what, at) for rank, (number, what, at) in marks.items() if number == behind]
-        said = [f"rank {rank} hangs in '{what}' since {time.time() - at:.0f} seconds" for rank, what, at in late]
-        return ", ".join(said)
+        late = {rank: (what, at) for rank, (number, what, at) in marks.items() if number == behind}
+        if len(late) == self.size:
+            return f"all ranks are in '{marks[self.rank][1]}'", self.first
+        said = [f"rank {rank} hangs in '{w}' since {time.time() - at:.0f} seconds" for rank, (w, at) in late.items()]
+        return ", ".join(said), self.rank == min(set(marks) - set(late))
 
     def _gather(self, value: Any) -> list[Any]:
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -103,10 +109,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def start(*, timeout_seconds: float) -> Ranks:
-    """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run."""
+def start(*, timeout_seconds: float, lease: Path) -> Ranks:
+    """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run.
+
+    `lease` is the one that the first rank holds.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return Ranks(lease=lease)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -115,7 +124,8 @@ def start(*, timeout_seconds: float) -> Ranks:
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout
     )
-    ranks = Ranks(rank, size, dist.PrefixStore("ranks", store))
+    held = None if rank == 0 else leases.hold(lease.with_name(f"{lease.name}.{rank}"), what=f"{lease.parent} is made")
+    ranks = Ranks(rank, size, dist.PrefixStore("ranks", store), lease, held)
     ranks.mark("start")
     return ranks
 
@@ -129,9 +139,10 @@ def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
         said = str(error)
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or any(name in said for name in COLLECTIVES)):
             raise
-        timed_out = "timed out" in said.lower() or "timeout" in said.lower()
-        message = f"the ranks waited for each other too long: {ranks.hanging()}" if timed_out else said
-        raise LostRankError(message, silent=not timed_out) from error
+        if not ("timed out" in said.lower() or "timeout" in said.lower()):
+            raise LostRankError(said, silent=True) from error
+        who, mine = ranks.hanging()
+        raise LostRankError(f"the ranks waited for each other too long: {who}", silent=not mine) from error
 
 
 def stop(ranks: Ranks) -> None:
@@ -141,15 +152,18 @@ def stop(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, ranks: Ranks) -> None:
+def shard(model: nn.Module, ranks: Ranks, *, compute: str) -> None:
     """Spread a Hugging Face causal language model over the ranks, in place, one group a layer and one for the rest.
 
-    Gradients are summed over ranks, not averaged: the loss is already divided by global counts.
+    Gradients are summed over ranks, not averaged: the loss is already divided by global counts. Layers are gathered in
+    the type of the matrix products, so that no cast copy of them is kept for the backward; sums over ranks are float32.
+    The rest (embedding, norm, head) is gathered as it is, so that the residual stream has the type it has on one rank.
     """
     if ranks.size == 1:
         return
+    layers = MixedPrecisionPolicy(getattr(torch, compute), torch.float32, cast_forward_inputs=False)
     for layer in model.get_decoder().layers:  # type: ignore[operator]
-        fully_shard(layer)
+        fully_shard(layer, mp_policy=layers)
     fully_shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from uniapl.provenance import read_config
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 LOST_RANK_EXIT_CODE = 4
+LEASE = "lock"  # in every directory that a stage makes: who makes it
 
 
 class SharedError(ValueError):
@@ -114,22 +116,37 @@ def run_stage(
         for name, read in (parsed or {}).items():
             if name in arguments:
                 arguments[name] = read(arguments[name])
-        with working_on(directory / "lock", what=f"{directory} is being made"):
+        with working_on(directory / LEASE, what=f"{directory} is being made"):
+            if os.environ.get("RANK", "0") == "0":
+                remove_half_written(directory)
             main(directory, config, **arguments)
 
     run_guarded(action)
 
 
+def remove_half_written(directory: Path) -> None:
+    """Drop what a process that was killed left under a temporary name."""
+    for left in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 @contextmanager
 def working_on(lease: Path, *, what: str) -> Iterator[None]:
-    """Hold a lease (of several ranks the first does) and the starter's GPUs, and end with the process that started us.
+    """Hold a lease and the starter's GPUs, and end with the process that started us.
 
+    Of several ranks the first does, and waits until no rank of a launcher that was killed is left; the others take
+    leases of their own once they all met (`distributed.start`).
     Raise ValueError, beginning with `what` and naming the owner, where another process holds the lease.
     """
     leases.watch_starter()
     held = leases.share()
     if os.environ.get("RANK", "0") == "0":
         held.append(leases.hold(lease, what=what))
+        for other in lease.parent.glob(f"{lease.name}.*"):
+            leases.hold(other, what=what).close()
     try:
         yield
     finally:

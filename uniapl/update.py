@@ -7,6 +7,8 @@ log-probs enter through the truncated correction c only (paper.md's c_kt).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,13 +113,14 @@ class Sums:
     clipped: float = 0.0
     rollout_tokens: int = 0
     trained_tokens: int = 0
+    broken: list[str] = field(default_factory=list)  # this rank's gradients that are not finite
 
     def add(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses.get(name, 0.0) + float(value.detach())
 
     def not_finite(self) -> list[str]:
-        """Terms whose sum is not finite."""
-        return [name for name, value in self.losses.items() if not math.isfinite(value)]
+        """Terms whose sum is not finite; else the micro-batches whose gradient is not."""
+        return [name for name, value in self.losses.items() if not math.isfinite(value)] or self.broken
 
     def over(self, ranks: Ranks) -> Sums:
         """The sums of all ranks together."""
@@ -161,11 +164,13 @@ def term_sums(
 
 
 def update(
-    policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int
-) -> dict[str, Any]:
+    policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int,
+    begin: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """One gradient step on the weighted sum over all micro-batches; returns the log's losses and norms.
 
-    Every rank is given all sequences of the step. Raise NotFiniteError where loss or gradient is not finite (the
+    Every rank is given all sequences of the step. `begin` is told each micro-batch before it, and may raise: weights
+    and optimizer change only after all of them. Raise NotFiniteError where loss or gradient is not finite (the
     optimizer does not step), SharedError where sampler and trainer disagree by more than the ceiling.
     """
     counts = term_counts(sequences, normalization=policy.stage.normalization)
@@ -173,12 +178,13 @@ def update(
     sums = Sums()
     policy.optimizer.zero_grad(set_to_none=False)  # taken anew every step, their memory would break up the heap
     for number, micro in enumerate(policy.split(trained)):
-        policy.ranks.mark(f"step {step + 1}: micro-batch {number + 1}")
+        begin(f"update, micro-batch {number + 1}")
         start_T = None
         if coefficients["kl"] > 0:
             with torch.no_grad():
                 start_T = policy.logprobs(micro, policy.start)[0]
-        logprobs_T, entropy_T = policy.logprobs(micro)
+        with watched_backward(policy.model) as reached:
+            logprobs_T, entropy_T = policy.logprobs(micro)
         parts = term_sums(
             logprobs_T, micro, coefficients, policy.stage,
             sampler_clip=policy.settings.sampler_clip, start_logprobs_T=start_T,
@@ -191,6 +197,8 @@ def update(
         sums.total += float(loss.detach())
         for term, value in parts.items():
             sums.add(term, value)
+        if not all(math.isfinite(value) for value in reached):
+            sums.broken.append(f"gradient of micro-batch {number + 1}, which has {' and '.join(parts)}")
         _measure(sums, policy, micro, logprobs_T.detach(), entropy_T)
     own, sums = sums, sums.over(policy.ranks)
     gap = sums.gap / sums.rollout_tokens if sums.rollout_tokens else None
@@ -208,8 +216,8 @@ def update(
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm)))
         if not (math.isfinite(norm) and math.isfinite(sums.total)):
-            bad = [(rank, terms) for rank, terms in enumerate(policy.ranks.collect([own.not_finite()])) if terms]
-            where = "".join(f" (rank {rank}: {', '.join(terms)})" for rank, terms in bad)
+            bad = [(rank, places) for rank, places in enumerate(policy.ranks.collect([own.not_finite()])) if places]
+            where = "".join(f" (rank {rank}: {', '.join(places)})" for rank, places in bad)
             raise NotFiniteError(
                 f"step {step + 1}: loss {sums.total} or gradient norm {norm} is not finite{where}; nothing was updated"
             )
@@ -227,6 +235,25 @@ def update(
         "sampler__clipped_share": sums.clipped / tokens if measured else None,
         "tokens__trained": sums.trained_tokens,
     }
+
+
+@contextmanager
+def watched_backward(model: Any) -> Iterator[list[Tensor]]:
+    """Sums of the gradients that reach the embedding in the backward of a forward made inside.
+
+    What goes wrong in a rank's backward shows there, before gradients are summed over ranks.
+    """
+    reached: list[Tensor] = []
+
+    def look(_module: Any, _inputs: Any, embedded: Tensor) -> None:
+        if embedded.requires_grad:
+            embedded.register_hook(lambda gradient: reached.append(gradient.detach().sum()))
+
+    handle = model.get_input_embeddings().register_forward_hook(look)
+    try:
+        yield reached
+    finally:
+        handle.remove()
 
 
 def _measure(sums: Sums, policy: Policy, micro: MicroBatch, logprobs_T: Tensor, entropy_T: Tensor) -> None:

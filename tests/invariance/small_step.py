@@ -70,7 +70,9 @@ class Setting:
 class Run:
     """A run directory with its inputs on disk, trained by the command's own main function."""
 
-    def __init__(self, root: Path, setting: Setting, stage: StageSpec, **settings: Any) -> None:
+    def __init__(
+        self, root: Path, setting: Setting, stage: StageSpec, *, config: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         prompts = len(setting.prompts)
         data = {
             "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
@@ -79,7 +81,7 @@ class Run:
         self.config = {
             "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**settings).model_dump(), "data": data,
             "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1},
-        }  # fmt: skip
+        } | (config or {})  # fmt: skip
         self.root, self.model_directory = root, setting.model_directory
         write_jsonl(root / "train.jsonl", setting.prompts)
         write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)

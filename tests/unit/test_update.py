@@ -40,6 +40,9 @@ class Decoder(torch.nn.Module):
 
         return decode
 
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.embedding
+
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.head
 

@@ -8,6 +8,17 @@ TRAINER = f"{LAUNCH} --ranks {MACHINE.ranks} -m uniapl.train"
 SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
 
 
+def trained(_):
+    """The manifest of every run."""
+    return [str(run.manifest) for run in plan().runs]
+
+
+# A target of its own: all training, and nothing after it.
+rule runs:
+    input:
+        trained,
+
+
 # Only the manifest is declared: snakemake deletes declared files before an attempt, and checkpoints must survive it.
 rule train:
     input:
