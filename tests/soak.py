@@ -4,7 +4,7 @@
 
 A round trains a small study at smoke scale through Snakemake (`uniapl`, and `sft.grpo`, whose second stage starts from
 the first one's weights), on 1 rank and on 2 in turn. Again and again a process is killed with SIGKILL: the trainer, one
-of its ranks, their launcher or Snakemake, in a phase that is drawn before. Nothing is cleaned up or unlocked in between.
+of its ranks, their launcher or Snakemake, in a phase that is drawn before. Nothing is cleaned up or unlocked between.
 When the command has come to its end, the weights must be equal bit for bit to those of the undisturbed study, the logs
 equal but for times, and nothing that was finished may have been trained again. Through vLLM (`--sampler vllm`), which
 is not batch-invariant, the log-probs of sampler and trainer must agree within the bound after every push instead.
@@ -39,7 +39,8 @@ from uniapl.runlog import read_rows
 from uniapl.train import AGREEMENT_NATS, FINISHED
 
 PHASES = ("start", "sample", "score", "exchange", "update", "push", "checkpoint", "export", "any")
-START_SECONDS = 12.0  # within which "start" and "any" strike
+ANY_SECONDS = 15.0  # after the command, within which "any" strikes
+START_SECONDS = 6.0  # after the first rank, within which "start" strikes: imports, loading, first push
 LONGEST_PHASE_SECONDS = 0.1  # within which a kill follows the beginning of its phase
 PATIENCE_SECONDS = 300.0
 STEPS = 6
@@ -123,11 +124,16 @@ def victims(command: subprocess.Popen[bytes]) -> dict[str, psutil.Process]:
 
 def wait_for(phase: str, study: Study, command: subprocess.Popen[bytes], draw: random.Random) -> None:
     """Until a moment within the phase, or the command's end."""
+    latest = {"any": ANY_SECONDS, "start": START_SECONDS}.get(phase, LONGEST_PHASE_SECONDS)
     began = time.monotonic()
-    after = draw.uniform(0, START_SECONDS) if phase in ("start", "any") else 0.0
     while command.poll() is None and time.monotonic() - began < PATIENCE_SECONDS:
-        if time.monotonic() - began >= after and (phase in ("start", "any") or phase_of(study.doing()[1]) == phase):
-            time.sleep(draw.uniform(0, LONGEST_PHASE_SECONDS) if draw.random() < 0.5 else 0)
+        come = phase == "any" or (
+            "rank 0" in victims(command) if phase == "start" else phase_of(study.doing()[1]) == phase
+        )
+        if come:
+            until = time.monotonic() + draw.uniform(0, latest)
+            while command.poll() is None and time.monotonic() < until:
+                time.sleep(0.001)
             return
         time.sleep(0.001)
 

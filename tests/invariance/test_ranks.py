@@ -93,7 +93,7 @@ def make_run(root: Path, setting: Setting, name: str, steps: int, **settings: An
 def test_ranks_micro_batches_and_packing_change_nothing_over_20_steps_of_recorded_rollouts(
     setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path, name: str
 ) -> None:
-    # 3 prompts and 5 demonstrations on 2 ranks: unequal shares. 200 tokens: 4 accumulation steps and more; 100,000: one.
+    # 3 prompts and 5 demonstrations on 2 ranks: unequal shares. 200 tokens: 4 accumulation steps or more; 100,000: one.
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, name, 20), ranks=1, samples=samples)
     run = make_run(tmp_path / "two", setting, name, 20)
@@ -120,6 +120,11 @@ def test_a_local_denominator_is_noticed(setting: Setting, base: dict[str, torch.
     two = finished(make_run(tmp_path / "two", setting, "uniapl", 2), ranks=2, samples=samples, fault="local_counts")
     with pytest.raises(AssertionError):
         assert_same_training(two, one, base)
+
+
+def test_weights_that_did_not_move_are_no_proof(base: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(AssertionError, match="hardly moved"):
+        assert_same_training(([], base), ([], base), base)
 
 
 def interrupt_at(run: Run, step: int, **options: Any) -> subprocess.CompletedProcess[str]:
