@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from uniapl import leases
-from uniapl.entry import LostRankError
+from uniapl.entry import LostRankError, end_lost
 
 COLLECTIVES = ("gloo", "Gloo", "NCCL", "ProcessGroup")  # words in the errors of collective calls
 Item = TypeVar("Item")
@@ -41,7 +42,7 @@ class Ranks:
     store: Any = field(default=None, compare=False, repr=False)
     lease: Path | None = field(default=None, compare=False, repr=False)  # where a run's first rank notes what it does
     held: IO[str] | None = field(default=None, compare=False, repr=False)  # another rank's own lease
-    marks: list[str] = field(default_factory=list, compare=False, repr=False)  # what this rank began, in order
+    marks: list[tuple[int, str, float]] = field(default_factory=list, compare=False, repr=False)  # what this rank began
 
     @property
     def first(self) -> bool:
@@ -81,18 +82,26 @@ class Ranks:
         if self.first and self.lease is not None:
             leases.note(self.lease, what)
         if self.size > 1:
-            self.marks.append(what)
-            self.store.set(f"mark/{self.rank}", json.dumps([len(self.marks), what, time.time()]))
+            number = self.marks[-1][0] + 1 if self.marks else 1
+            self.marks[:] = [(number, what, time.time())]
+            self.store.set(f"mark/{self.rank}", json.dumps(self.marks[-1]))
 
-    def hanging(self) -> tuple[str, bool]:
-        """Which rank the others wait for and what it was doing, in words, and whether this rank is to say it."""
+    def late(self) -> dict[int, str]:
+        """The ranks that the others wait for, and what they do, in words; all of them where they are equally far."""
         marks = {rank: json.loads(self.store.get(f"mark/{rank}")) for rank in range(self.size)}
         behind = min(number for number, _, _ in marks.values())
-        late = {rank: (what, at) for rank, (number, what, at) in marks.items() if number == behind}
-        if len(late) == self.size:
-            return f"all ranks are in '{marks[self.rank][1]}'", self.first
-        said = [f"rank {rank} hangs in '{w}' since {time.time() - at:.0f} seconds" for rank, (w, at) in late.items()]
-        return ", ".join(said), self.rank == min(set(marks) - set(late))
+        return {
+            rank: f"rank {rank} hangs in '{what}' since {time.time() - at:.0f} seconds"
+            for rank, (number, what, at) in marks.items()
+            if number == behind
+        }
+
+    def waited_too_long(self) -> LostRankError:
+        """What to raise where the ranks wait for each other in vain; one of those that wait says it."""
+        late = self.late()
+        waiting = set(range(self.size)) - set(late)
+        message = f"the ranks waited for each other too long: {', '.join(late.values())}"
+        return LostRankError(message, silent=self.rank != min(waiting or late))
 
     def _gather(self, value: Any) -> list[Any]:
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -118,7 +127,7 @@ def start(*, timeout_seconds: float, lease: Path) -> Ranks:
         return Ranks(lease=lease)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    timeout = datetime.timedelta(seconds=2 * timeout_seconds)
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
@@ -127,7 +136,24 @@ def start(*, timeout_seconds: float, lease: Path) -> Ranks:
     held = None if rank == 0 else leases.hold(lease.with_name(f"{lease.name}.{rank}"), what=f"{lease.parent} is made")
     ranks = Ranks(rank, size, dist.PrefixStore("ranks", store), lease, held)
     ranks.mark("start")
+    threading.Thread(target=watch_ranks, args=(ranks, timeout_seconds), name="watch_ranks", daemon=True).start()
     return ranks
+
+
+def watch_ranks(ranks: Ranks, timeout_seconds: float) -> None:
+    """End this process once it has waited too long for a rank that is behind it.
+
+    A collective call's own time-out comes later, and on GPUs it would end the process without a word.
+    """
+    while True:
+        time.sleep(min(5.0, timeout_seconds / 4))
+        if time.time() - ranks.marks[-1][2] <= timeout_seconds:
+            continue
+        try:
+            if ranks.rank not in ranks.late():
+                end_lost(ranks.waited_too_long())
+        except dist.DistError as error:  # the launcher, which keeps the marks, is gone
+            end_lost(LostRankError(str(error), silent=True))
 
 
 @contextmanager
@@ -139,10 +165,8 @@ def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
         said = str(error)
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or any(name in said for name in COLLECTIVES)):
             raise
-        if not ("timed out" in said.lower() or "timeout" in said.lower()):
-            raise LostRankError(said, silent=True) from error
-        who, mine = ranks.hanging()
-        raise LostRankError(f"the ranks waited for each other too long: {who}", silent=not mine) from error
+        timed_out = "timed out" in said.lower() or "timeout" in said.lower()
+        raise ranks.waited_too_long() if timed_out else LostRankError(said, silent=True) from error
 
 
 def stop(ranks: Ranks) -> None:

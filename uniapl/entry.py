@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from uniapl import leases
 from uniapl.provenance import read_config
@@ -73,18 +73,18 @@ def run_guarded(action: Callable[[], None]) -> None:
             sys.exit(_fail(f"{error.filename}: no such file; run snakemake, which makes it", 2))
         raise
     except LostRankError as error:
-        if not error.silent:
-            _fail(str(error), LOST_RANK_EXIT_CODE)
-        leave_at_once(LOST_RANK_EXIT_CODE)
+        end_lost(error)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; the same command goes on from the last checkpoint", 130))
 
 
-def leave_at_once(code: int) -> None:
+def end_lost(error: LostRankError) -> NoReturn:
     """End without the interpreter's clean-up, which would wait for threads of a process group that lost a rank."""
+    if not error.silent:
+        _fail(str(error), LOST_RANK_EXIT_CODE)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(LOST_RANK_EXIT_CODE)
 
 
 def _fail(message: str, code: int) -> int:
