@@ -46,7 +46,10 @@ PATIENCE_SECONDS = 300.0
 STEPS = 6
 STUDY = {
     "scale": "smoke", "models": "tiny_qwen3", "methods": "uniapl,sft.grpo",
-    "stages": json.dumps({name: {"steps": STEPS} for name in ("sft", "grpo", "uniapl")}),
+    "stages": json.dumps({
+        "sft": {"steps": STEPS}, "grpo": {"steps": STEPS, "learning_rate": 1e-4, "rollouts_per_prompt": 8},
+        "uniapl": {"steps": STEPS, "learning_rate": 1e-4, "rollouts_per_prompt": 8},
+    }),
     "train": json.dumps({"checkpoint_every": 2, "micro_batch_tokens": 300}),
 }  # fmt: skip
 
