@@ -103,6 +103,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def device() -> torch.device:
+    """Where this rank's models run: its GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def start(*, timeout_seconds: float) -> Ranks:
     """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

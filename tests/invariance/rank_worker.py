@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tests.invariance.small_step import HashDiscriminator
 from uniapl import train, update
+from uniapl.config import MachineSpec
 from uniapl.entry import run_stage
 from uniapl.records import Sample
 
@@ -93,7 +94,10 @@ def main() -> None:
             Replay(own.samples) if own.samples.exists() else Recorder(real(*a, **k), own.samples)
         )
     break_rank(own.fault)
-    run_stage(train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"))
+    run_stage(
+        train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"),
+        parsed={"machine": MachineSpec.model_validate_json},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.invariance.small_step import Row, Run, Setting, assert_not_vacuous, stage_spec
+from uniapl.config import MachineSpec
 from uniapl.models import weights_directory
 from uniapl.provenance import read_manifest
 from uniapl.runlog import read_rows
@@ -27,13 +28,16 @@ COMPARED = ("loss", "entropy", "kl/", "reward", "tokens", "length")
 SETTINGS: dict[str, Any] = {"micro_batch_tokens": 200, "checkpoint_every": 7}
 
 
-def launch(run: Run, *, ranks: int, samples: Path | None = None, fault: str = "") -> subprocess.CompletedProcess[str]:
+def launch(
+    run: Run, *, ranks: int, samples: Path | None = None, fault: str = "", **machine: Any
+) -> subprocess.CompletedProcess[str]:
     """Train on that many processes, each with one thread."""
     launcher = ["-m", "uniapl.launch", "--ranks", str(ranks)]
     options = [*(["--samples", str(samples)] if samples else []), *(["--fault", fault] if fault else [])]
     inputs = [word for name, path in run.inputs().items() for word in (f"--{name}", str(path))]
     command = [
         sys.executable, *launcher, "-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs,
+        "--machine", MachineSpec(**machine).model_dump_json(),
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
@@ -87,6 +91,18 @@ def test_one_rank_equals_two_over_3_steps_of_free_sampling(
 ) -> None:
     one = finished(make_run(tmp_path / "one", setting, "uniapl", 3), ranks=1)
     two = finished(make_run(tmp_path / "two", setting, "uniapl", 3), ranks=2)
+    assert_same_training(two, one, start)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_and_compiled_layers_train_the_same_on_two_ranks(
+    setting: Setting, start: dict[str, torch.Tensor], tmp_path: Path, compiled: bool
+) -> None:
+    samples = tmp_path / "samples.json"
+    one = finished(make_run(tmp_path / "one", setting, "uniapl", 2), ranks=1, samples=samples)
+    run = make_run(tmp_path / "two", setting, "uniapl", 2)
+    two = finished(run, ranks=2, samples=samples, activation_checkpointing=True, compile=compiled)
     assert_same_training(two, one, start)
 
 
