@@ -118,6 +118,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def device() -> torch.device:
+    """Where this rank's models run: its GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def start(*, timeout_seconds: float, lease: Path) -> Ranks:
     """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run.
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from uniapl import chat, models
 from uniapl.config import EvalSpec, SamplerSpec
+from uniapl.distributed import device
 from uniapl.entry import run_guarded, working_on
 from uniapl.likelihood import Likelihood, completion_likelihoods
 from uniapl.plan import in_share
@@ -116,7 +117,7 @@ def open_engine(index: dict[str, Any], root: Path, name: str, config: dict[str, 
         yield Engine(
             sampler=sampler,
             tokenizer=models.load_tokenizer(weights),
-            base=models.load_policy(weights, dtype=dtype),
+            base=models.load_policy(weights, dtype=dtype).to(device()),
             base_weights=weights,
             data=data,
             demonstrations=root / index["demonstrations"][name],
@@ -173,7 +174,7 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
 
     started = time.perf_counter()
     is_base = entry.weights == engine.base_weights
-    model = engine.base if is_base else models.load_policy(entry.weights, dtype=engine.dtype)
+    model = engine.base if is_base else models.load_policy(entry.weights, dtype=engine.dtype).to(device())
     push_seconds = engine.sampler.push_weights(model.named_parameters())
     lm = EngineLM(
         engine.sampler, engine.tokenizer, policy=lambda: model, max_model_tokens=engine.max_model_tokens,

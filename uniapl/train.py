@@ -38,7 +38,7 @@ from uniapl.rollouts import (
 )
 from uniapl.runlog import Clock, Progress, RunLog, metrics_row, read_rows
 from uniapl.sampler import Sampler, make_sampler
-from uniapl.update import NotFiniteError, Policy, coefficients_at, probe, update
+from uniapl.update import NotFiniteError, Policy, coefficients_at, make_policy, probe, update
 
 FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
 PROBED_DEMONSTRATIONS = 8
@@ -209,24 +209,12 @@ def open_policy(
     ranks: Ranks = ALONE, machine: MachineSpec | None = None,
 ) -> Policy:  # fmt: skip
     """The policy from `start`, with the path's first model from `first`; sharded where there are several ranks."""
-    machine = machine or MachineSpec()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = models.load_policy(start, dtype=torch.float32).train()
-    if machine.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    reference = models.load_policy(first, dtype=compute).requires_grad_(False)
-    for one in (model, reference):
-        if machine.compile:
-            for layer in one.get_decoder().layers:
-                layer.compile(dynamic=True)
-        distributed.shard(one, ranks, compute=compute)  # before the move, so that no GPU ever holds all of it
-        one.to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay, fused=True,
+    model = models.load_policy(start, dtype=torch.float32)
+    reference = models.load_policy(first, dtype=compute)
+    return make_policy(
+        model, reference, models.load_tokenizer(first), settings, stage, max_new_tokens=max_new_tokens, compute=compute,
+        machine=machine or MachineSpec(), ranks=ranks,
     )  # fmt: skip
-    tokenizer = models.load_tokenizer(first)
-    return Policy(model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks)
 
 
 def main(

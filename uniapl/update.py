@@ -10,14 +10,15 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from uniapl.batch import FILLER, ROLLOUT_TERMS, MicroBatch, layout, needs_gradient, split, term_counts
-from uniapl.config import Coefficient, ScheduleSpec, StageSpec, TrainSpec
-from uniapl.distributed import ALONE, Ranks, under_forward, whole
+from uniapl.distributed import ALONE, Ranks, device, shard, under_forward, whole
 from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
 from uniapl.objectives import (
@@ -29,10 +30,13 @@ from uniapl.objectives import (
 )
 from uniapl.records import TokenSequence
 
+if TYPE_CHECKING:  # an update needs torch and transformers alone
+    from uniapl.config import Coefficient, MachineSpec, StageSpec, TrainSpec
+
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
     """Value at a step counted from 0: a constant, or CHORD's warm-up to peak and cosine decay to valley."""
-    if not isinstance(coefficient, ScheduleSpec):
+    if isinstance(coefficient, (int, float)):
         return float(coefficient)
     c = coefficient
     if step < c.warmup_steps:
@@ -96,6 +100,50 @@ class Policy:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
             return under_forward(used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, at)
+
+
+def make_policy(
+    model: Any, start: Any, tokenizer: Any, settings: TrainSpec, stage: StageSpec, *, max_new_tokens: int, compute: str,
+    machine: MachineSpec, ranks: Ranks = ALONE,
+) -> Policy:  # fmt: skip
+    """A policy out of loaded models: on this rank's GPU where it has one, sharded where there are several ranks.
+
+    `start` may be None where no KL is ever measured.
+    """
+    here = device()
+    prepare_layers(model.train(), checkpointed=machine.activation_checkpointing, compiled=machine.compile)
+    shard(model, ranks, compute=compute)  # before the move, so that no GPU ever holds all of a model
+    model.to(here)
+    if start is not None:
+        prepare_layers(start.eval().requires_grad_(False), checkpointed=False, compiled=machine.compile)
+        shard(start, ranks, compute=compute)
+        start.to(here)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay, fused=True,
+    )  # fmt: skip
+    return Policy(model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, ranks)
+
+
+def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
+    """Let decoder layers forget their activations until the backward, and compile their forwards; before sharding.
+
+    What is compiled holds the checkpoint, since a backward that computes a compiled layer again may meet another of its
+    graphs than the forward did; FSDP2's hooks stay outside. One function for all layers, so they share their graphs.
+    """
+    layers = model.get_decoder().layers
+    forward = _checkpointed if checkpointed else type(layers[0]).forward
+    if compiled:
+        forward = torch.compile(forward, dynamic=True)
+    if checkpointed or compiled:
+        for layer in layers:
+            layer.forward = MethodType(forward, layer)
+
+
+def _checkpointed(layer: Any, *arguments: Any, **options: Any) -> Any:
+    """A layer's forward of which only the inputs are kept; nothing in it is random."""
+    forward = type(layer).forward
+    return checkpoint(forward, layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 class NotFiniteError(SharedError):

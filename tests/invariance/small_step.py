@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uniapl import train
-from uniapl.config import StageSpec, TrainSpec
+from uniapl.config import MachineSpec, StageSpec, TrainSpec
 from uniapl.models import weights_directory
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Demonstration, Prompt, write_jsonl
@@ -55,11 +55,12 @@ class Setting:
     prompts: list[Prompt]
     demonstrations: list[Demonstration]
 
-    def policy(self, stage: StageSpec, **settings: Any) -> Policy:
+    def policy(self, stage: StageSpec, *, machine: MachineSpec | None = None, **settings: Any) -> Policy:
         weights = weights_directory(self.model_directory)
         return open_policy(
-            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32"
-        )
+            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32",
+            machine=machine,
+        )  # fmt: skip
 
     def loop(self, directory: Path, stage: StageSpec, discriminator: Any, *, seed: int = 0, **settings: Any) -> Loop:
         sampler = HFSampler(weights_directory(self.model_directory), max_sequences=64, dtype="float32")

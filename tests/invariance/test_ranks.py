@@ -114,6 +114,19 @@ def test_one_rank_equals_two_over_3_steps_of_free_sampling(
     assert_same_training(two, one, base)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_and_compiled_layers_train_the_same_on_two_ranks(
+    setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path, compiled: bool
+) -> None:
+    samples = tmp_path / "samples.json"
+    one = finished(make_run(tmp_path / "one", setting, "uniapl", 2), ranks=1, samples=samples)
+    run = make_run(tmp_path / "two", setting, "uniapl", 2)
+    machine = {"ranks": 2, "activation_checkpointing": True, "compile": compiled}
+    two = finished(run, ranks=2, samples=samples, machine=machine)
+    assert_same_training(two, one, base)
+
+
 def test_a_local_denominator_is_noticed(setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path) -> None:
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, "uniapl", 2), ranks=1, samples=samples)
