@@ -130,15 +130,14 @@ def wait_for(phase: str, study: Study, command: subprocess.Popen[bytes], draw: r
     latest = {"any": ANY_SECONDS, "start": START_SECONDS}.get(phase, LONGEST_PHASE_SECONDS)
     began = time.monotonic()
     while command.poll() is None and time.monotonic() - began < PATIENCE_SECONDS:
-        come = phase == "any" or (
+        if phase == "any" or (
             "rank 0" in victims(command) if phase == "start" else phase_of(study.doing()[1]) == phase
-        )
-        if come:
+        ):
             until = time.monotonic() + draw.uniform(0, latest)
             while command.poll() is None and time.monotonic() < until:
                 time.sleep(0.001)
             return
-        time.sleep(0.001)
+        time.sleep(0.02 if phase == "start" else 0.002)
 
 
 def kill_one(study: Study, draw: random.Random) -> dict[str, Any] | None:
