@@ -237,7 +237,10 @@ def main(
             start, first, TrainSpec(**config["train"]), stage, max_new_tokens=config["data"]["max_new_tokens"],
             compute=compute, ranks=ranks, machine=machine,
         )  # fmt: skip
-        sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute) if stage.draws_rollouts else None
+        engine = SamplerSpec(**config["sampler"])
+        sampler = None
+        if stage.draws_rollouts:
+            sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
             load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
