@@ -83,7 +83,7 @@ def answers_of(run: Path, config: dict[str, Any], prompts: Sequence[Prompt]) -> 
 
     spec = SamplerSpec.model_validate(config["sampler"] | {"kind": "hf"})
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    sampler = make_sampler(spec, run / "model", dtype="float32", machine=MachineSpec())
+    sampler = make_sampler(spec, run / "model", dtype="float32", machine=MachineSpec.model_validate({}))
     try:
         samples = sampler.generate(
             [chat.prompt_ids(tokenizer, prompt.text) for prompt in prompts],

@@ -231,7 +231,9 @@ class MachineSpec(Spec):
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."
     )
-    tensor_parallel: Positive = Field(1, description="Consecutive ranks of a run that share one vLLM (sampler.kind vllm).")
+    tensor_parallel: Positive = Field(
+        1, description="Consecutive ranks of a run that share one vLLM (sampler.kind vllm)."
+    )
     servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = Field(
         (), description="URLs of vLLM servers that share the prompts (sampler.kind server); docs/distributed.md."
     )

@@ -110,10 +110,12 @@ def resolve_kind(spec: SamplerSpec, machine: MachineSpec) -> str:
         raise ValueError(f"sampler.kind = 'vllm': {reason.split(':')[0]}; set sampler.kind to auto or hf")
     if kind == "server" and not machine.servers:
         raise ValueError(
-            "sampler.kind = 'server': machine.servers is empty; start one (python -m uniapl.serve --help) and give its URL"
+            "sampler.kind = 'server', but machine.servers is empty; start one (python -m uniapl.serve) and give its URL"
         )
     if kind != "vllm" and machine.tensor_parallel > 1:
-        raise ValueError(f"machine.tensor_parallel = {machine.tensor_parallel} is of vLLM alone, not of {kind}; set it to 1")
+        raise ValueError(
+            f"machine.tensor_parallel = {machine.tensor_parallel} is of vLLM alone, not of {kind}; set it to 1"
+        )
     return kind
 
 

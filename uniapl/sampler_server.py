@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,10 +61,10 @@ class ServerSampler:
         self._leases: list[IO[str]] = []
         self._channel: Channel | None = None
         self._version: str | None = None  # of the weights pushed last; None: the servers' own
+        ranks.mark("waiting for the servers")
         if ranks.first:
             with self._stopping_requests():
                 described = list(self._threads.map(self._describe, self._urls))
-                ranks.mark("waiting for the servers")
                 self._leases = [_lease(url) for url in sorted(self._urls)]
                 self._channel = self._join([len(workers) for workers in described], described[0][0]["device"])
 

@@ -76,6 +76,8 @@ class VLLMSampler:
                 seed=0,
                 **options,
             )
+        if ranks.size > 1:  # vLLM's own end would take the trainer's process group with it
+            self._llm.llm_engine.engine_core._finalizer.detach()  # type: ignore[attr-defined]
         torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that does nothing
         torch.set_num_threads(num_threads)
         self._end_token_id = int(self._llm.get_tokenizer().eos_token_id)
@@ -130,7 +132,12 @@ class VLLMSampler:
             self._llm.wake_up()
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
+        if self._ranks.size == 1:
+            self._llm.llm_engine.engine_core.shutdown()
+        else:
+            from vllm.distributed.parallel_state import destroy_model_parallel
+
+            destroy_model_parallel()
         del self._llm
         gc.collect()
 

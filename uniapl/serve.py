@@ -28,7 +28,7 @@ CPU_OPTIONS = ("--enforce-eager", "--block-size", str(BLOCK_TOKENS))
 
 
 def command(arguments: list[str], *, on_gpu: bool) -> list[str]:
-    """vLLM's command; its options come last, so that the user's overrule ours. Raise ValueError without a checkpoint."""
+    """vLLM's words; the user's come last and so overrule ours. Raise ValueError where the folder is no checkpoint."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False, usage="%(prog)s MODEL_DIR --port P [--host H] [vLLM's options]"
     )

@@ -254,6 +254,8 @@ def main(
         finish(loop, config, name=name, parent=parent)
         if ranks.first:
             clean_up(directory)
+        if sampler is not None:
+            sampler.close()
         distributed.stop(ranks)
 
 
@@ -316,6 +318,8 @@ def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str
     if loop.policy.ranks.first:
         saved = f"step {step} is saved, the same command goes on from there" if step else "nothing was trained yet"
         print(f"{name}: interrupted; {saved}", flush=True)
+    if loop.sampler is not None:
+        loop.sampler.close()
     distributed.stop(loop.policy.ranks)
     raise SystemExit(loop.interruption.exit_code())
 

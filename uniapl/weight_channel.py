@@ -14,8 +14,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
+
+c10d: Any = torch.distributed  # its stubs lack the stores and the options of process groups
 
 HEADER_BYTES = 512
 JOIN_SECONDS = 60.0  # for all ends to meet
@@ -30,7 +32,7 @@ class Channel:
     """One end of the process group. Every end must make the same calls: `send` on rank 0, `receive` on the others."""
 
     def __init__(
-        self, store: dist.Store, *, rank: int, size: int, address: str, device: torch.device, timeout_seconds: float
+        self, store: Any, *, rank: int, size: int, address: str, device: torch.device, timeout_seconds: float
     ) -> None:
         """Join and wait for the others. `address` is this machine's own, `device` is where the tensors are.
 
@@ -39,15 +41,15 @@ class Channel:
         self.device = device
         joining = datetime.timedelta(seconds=JOIN_SECONDS)
         if device.type == "cuda":
-            options: Any = dist.ProcessGroupNCCL.Options()
+            options = c10d.ProcessGroupNCCL.Options()
             options._timeout = joining
-            self._group: Any = dist.ProcessGroupNCCL(store, rank, size, options)
+            self._group: Any = c10d.ProcessGroupNCCL(store, rank, size, options)
         else:
-            options = dist.ProcessGroupGloo._Options()
+            options = c10d.ProcessGroupGloo._Options()
             options._timeout = joining
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-            self._group = dist.ProcessGroupGloo(store, rank, size, options)
-        self._from_trainer = dist.BroadcastOptions()
+            options._devices = [c10d.ProcessGroupGloo.create_device(hostname=address)]
+            self._group = c10d.ProcessGroupGloo(store, rank, size, options)
+        self._from_trainer = c10d.BroadcastOptions()
         self._from_trainer.rootRank = 0
         self._from_trainer.timeout = datetime.timedelta(seconds=timeout_seconds)
 
@@ -96,13 +98,13 @@ def address_towards(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
-def open_store(address: str) -> tuple[dist.TCPStore, int]:
+def open_store(address: str) -> tuple[Any, int]:
     """A store on a free port of one of this machine's addresses, over which the ends of a channel meet."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, 0), family=family)
     port = int(listener.getsockname()[1])
     timeout = datetime.timedelta(seconds=JOIN_SECONDS)
-    store = dist.TCPStore(
+    store = c10d.TCPStore(
         address, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=listener.detach()
     )
     return store, port
@@ -123,7 +125,7 @@ class WeightReceiver:
             "max_model_tokens": model.max_model_len,
             "checked": {
                 **shape_of(model.hf_text_config.to_dict()),
-                "end_token_id": cached_tokenizer_from_config(model).eos_token_id,
+                "end_token_id": getattr(cached_tokenizer_from_config(model), "eos_token_id", None),
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "logprobs_mode": model.logprobs_mode,
                 "data_parallel_size": self.vllm_config.parallel_config.data_parallel_size,
@@ -137,7 +139,7 @@ class WeightReceiver:
         self._trainer = None
         timeout = datetime.timedelta(seconds=JOIN_SECONDS)
         self._trainer = Channel(
-            dist.TCPStore(host, port, is_master=False, timeout=timeout), rank=first_rank + self.rank, size=size,
+            c10d.TCPStore(host, port, is_master=False, timeout=timeout), rank=first_rank + self.rank, size=size,
             address=address_towards(host, port), timeout_seconds=timeout_seconds,
             device=self.device if device == "cuda" else torch.device(device),
         )  # fmt: skip
