@@ -112,7 +112,9 @@ class DiscriminatorSpec(Spec):
 class SamplerSpec(Spec):
     """The rollout engine."""
 
-    kind: Literal["auto", "vllm", "hf"] = Field("auto", description="auto: vLLM where it runs, else transformers.")
+    kind: Literal["auto", "vllm", "hf", "server"] = Field(
+        "auto", description="auto: vLLM where it runs, else transformers; server: those of machine.servers."
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on CPU, GiB.")
     max_sequences: Positive = Field(64, description="Sequences decoded together.")
     max_model_tokens: Positive = Field(1024, description="Longest prompt plus answer.")
@@ -229,6 +231,21 @@ class MachineSpec(Spec):
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."
     )
+    tensor_parallel: Positive = Field(
+        1, description="Consecutive ranks of a run that share one vLLM (sampler.kind vllm)."
+    )
+    servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = Field(
+        (), description="URLs of vLLM servers that share the prompts (sampler.kind server); docs/training.md."
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> MachineSpec:
+        if self.ranks % self.tensor_parallel:
+            raise ValueError(
+                f"ranks = {self.ranks} cannot be cut into groups of tensor_parallel = {self.tensor_parallel}; "
+                f"make ranks a multiple of it"
+            )
+        return self
 
 
 class EvalSpec(Spec):

@@ -237,7 +237,10 @@ def main(
             start, first, TrainSpec(**config["train"]), stage, max_new_tokens=config["data"]["max_new_tokens"],
             compute=compute, ranks=ranks, machine=machine,
         )  # fmt: skip
-        sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute) if stage.draws_rollouts else None
+        engine = SamplerSpec(**config["sampler"])
+        sampler = None
+        if stage.draws_rollouts:
+            sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
             load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
@@ -251,6 +254,8 @@ def main(
         finish(loop, config, name=name, parent=parent)
         if ranks.first:
             clean_up(directory)
+        if sampler is not None:
+            sampler.close()
         distributed.stop(ranks)
 
 
@@ -313,6 +318,8 @@ def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str
     if loop.policy.ranks.first:
         saved = f"step {step} is saved, the same command goes on from there" if step else "nothing was trained yet"
         print(f"{name}: interrupted; {saved}", flush=True)
+    if loop.sampler is not None:
+        loop.sampler.close()
     distributed.stop(loop.policy.ranks)
     raise SystemExit(loop.interruption.exit_code())
 

@@ -115,7 +115,7 @@ def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
     for target in TARGETS:
         study = load_study(scale, own[target] | settings.overrides)
         try:
-            kind = resolve_kind(study.sampler)
+            kind = resolve_kind(study.sampler, study.machine)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         plans[target] = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))

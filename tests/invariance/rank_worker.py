@@ -34,6 +34,8 @@ class Awake:
 
     def wake(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Recorder(Awake):
     """A sampler whose samples are kept by their seeds."""

@@ -42,7 +42,7 @@ def test_sigterm_in_the_middle_of_an_update_saves_the_step_before_within_a_minut
     data = study.data.model_copy(update={"num_policy": len(laptop.prompts), "kinds": "coin_flip"}).model_dump()
     config = {
         "train": study.train.model_dump(), "data": data, "compute": resolve_compute("auto"),
-        "sampler": study.sampler.model_dump() | {"kind": resolve_kind(study.sampler)},
+        "sampler": study.sampler.model_dump() | {"kind": resolve_kind(study.sampler, study.machine)},
     }  # fmt: skip
     run = Run(tmp_path, laptop, stage, config=config)
     with start(run, ranks=1) as process:
