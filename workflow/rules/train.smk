@@ -1,11 +1,8 @@
 # Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
-# How this machine executes a run is no reason to train it again, so it does not stand in the rule's params.
-MACHINE = PLANS[TARGET].study.machine
 RANK_THREADS = max(1, SHARED_THREADS // MACHINE.ranks)
 TRAINER = f"{LAUNCH} --ranks {MACHINE.ranks} -m uniapl.train"
-SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
 
 
 def trained(_):
