@@ -208,7 +208,6 @@ class TrainSpec(Spec):
     )
     micro_batch_tokens: Positive = Field(description="Tokens of a micro-batch, prompts included; speed only.")
     packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
-    logprob_chunk_tokens: Positive = Field(512, description="Tokens whose logits exist at once; memory only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Global norm; not stated.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -225,6 +224,9 @@ class MachineSpec(Spec):
         False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
     )
     compile: bool = Field(False, description="torch.compile of each decoder layer; needs a C++ compiler on CPU.")
+    logits_bytes: Positive = Field(
+        128 * 2**20, description="Bytes of float32 logits that exist at once; the step's own need is about twice that."
+    )
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."

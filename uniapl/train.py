@@ -223,7 +223,9 @@ def open_policy(
         weight_decay=settings.weight_decay, fused=True,
     )  # fmt: skip
     tokenizer = models.load_tokenizer(first)
-    return Policy(model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks)
+    return Policy(
+        model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks, machine
+    )  # fmt: skip
 
 
 def main(

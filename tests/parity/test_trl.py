@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from uniapl.advantages import group_advantages
 from uniapl.batch import needs_gradient, term_counts
-from uniapl.config import StageSpec, TrainSpec
+from uniapl.config import MachineSpec, StageSpec, TrainSpec
 from uniapl.objectives import weighted_sum
 from uniapl.records import TokenSequence
 from uniapl.update import Policy, term_sums
@@ -56,7 +56,7 @@ class FixedBatch:
 
 
 def train_spec(*, packing: bool = False, micro_batch_tokens: int = 50) -> TrainSpec:
-    values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing, "logprob_chunk_tokens": 7}
+    values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing}
     return TrainSpec(**values, sampler_clip=SAMPLER_CLIP)
 
 
@@ -68,7 +68,10 @@ def stage_spec(**changes: Any) -> StageSpec:
 
 def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return Policy(model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32")
+    machine = MachineSpec(logits_bytes=4096)  # several vocabulary blocks
+    return Policy(
+        model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32", machine=machine
+    )
 
 
 def perturbed(weights: Weights, generator: torch.Generator, size: float) -> Weights:
