@@ -26,6 +26,6 @@ def peak_bytes(function: Callable[[], object], *, device: str = "cpu") -> int:
     events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
     allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()
+        allocated += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         peak = max(peak, allocated)
     return peak

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+LOGITS_BYTES = 128 * 2**20  # keeps a GPU busy; 4,096 words for 8,192 tokens
 
 
 class ConfigError(ValueError):
@@ -225,7 +226,7 @@ class MachineSpec(Spec):
     )
     compile: bool = Field(False, description="torch.compile of each decoder layer; needs a C++ compiler on CPU.")
     logits_bytes: Positive = Field(
-        128 * 2**20, description="Bytes of float32 logits that exist at once; the step's own need is about twice that."
+        LOGITS_BYTES, description="Float32 logits that exist at once, a block of the vocabulary; peak about twice that."
     )
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
     hang_seconds: float = Field(

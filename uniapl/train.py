@@ -224,7 +224,8 @@ def open_policy(
     )  # fmt: skip
     tokenizer = models.load_tokenizer(first)
     return Policy(
-        model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks, machine
+        model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks,
+        logits_bytes=machine.logits_bytes,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from uniapl.batch import FILLER, ROLLOUT_TERMS, MicroBatch, layout, needs_gradient, split, term_counts
-from uniapl.config import Coefficient, MachineSpec, ScheduleSpec, StageSpec, TrainSpec
+from uniapl.config import LOGITS_BYTES, Coefficient, ScheduleSpec, StageSpec, TrainSpec
 from uniapl.distributed import ALONE, Ranks, under_forward, whole
 from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
@@ -66,7 +66,7 @@ class Policy:
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
     ranks: Ranks = ALONE
-    machine: MachineSpec = MachineSpec()
+    logits_bytes: int = LOGITS_BYTES
 
     def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
         return layout(
@@ -94,7 +94,7 @@ class Policy:
         at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
-            return under_forward(used, completion_logprobs, used, micro, self.machine.logits_bytes, at)
+            return under_forward(used, completion_logprobs, used, micro, self.logits_bytes, at)
 
 
 class NotFiniteError(SharedError):

@@ -21,7 +21,7 @@ from tests.invariance.small_step import (
 )
 from uniapl import update as update_module
 from uniapl.batch import MicroBatch, needs_gradient
-from uniapl.config import MachineSpec, StageSpec
+from uniapl.config import StageSpec
 from uniapl.records import TokenSequence
 from uniapl.rollouts import collect, demonstration_sequences, judge, rollout_sequences, score
 from uniapl.update import Policy, coefficients_at, update
@@ -153,7 +153,7 @@ def test_the_order_of_sequences_does_not_matter(setting: Setting, recorded: Reco
 def test_the_vocabulary_block_does_not_matter(setting: Setting, recorded: Recorded) -> None:
     stage = stage_spec("uniapl", **COEFFICIENTS)
     policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, max_grad_norm=1e6)
-    policy = replace(policy, machine=MachineSpec(logits_bytes=2**20))
+    policy = replace(policy, logits_bytes=2**20)
     assert_same_update(gradients(policy, recorded.sequences(stage), stage), reference(setting, recorded, stage))
 
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from uniapl.advantages import group_advantages
 from uniapl.batch import needs_gradient, term_counts
-from uniapl.config import MachineSpec, StageSpec, TrainSpec
+from uniapl.config import StageSpec, TrainSpec
 from uniapl.objectives import weighted_sum
 from uniapl.records import TokenSequence
 from uniapl.update import Policy, term_sums
@@ -30,6 +30,7 @@ from uniapl.update import Policy, term_sums
 VOCABULARY, END, PAD = 97, 1, 0
 NUM_PROMPTS, NUM_ROLLOUTS, MAX_NEW_TOKENS = 4, 4, 12
 SAMPLER_CLIP = 2.0  # C
+BLOCK_BYTES = 4096  # of logits: several blocks of the vocabulary
 REWARDS_PK = [
     [1.0, 0.0, 0.0, 1.0],
     [1.0, 1.0, 1.0, 1.0],
@@ -68,10 +69,10 @@ def stage_spec(**changes: Any) -> StageSpec:
 
 def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    machine = MachineSpec(logits_bytes=4096)  # several vocabulary blocks
     return Policy(
-        model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32", machine=machine
-    )
+        model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32",
+        logits_bytes=BLOCK_BYTES,
+    )  # fmt: skip
 
 
 def perturbed(weights: Weights, generator: torch.Generator, size: float) -> Weights:
