@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+LOGITS_BYTES = 128 * 2**20  # keeps a GPU busy; 4,096 words for 8,192 tokens
 
 
 class ConfigError(ValueError):
@@ -210,7 +211,6 @@ class TrainSpec(Spec):
     )
     micro_batch_tokens: Positive = Field(description="Tokens of a micro-batch, prompts included; speed only.")
     packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
-    logprob_chunk_tokens: Positive = Field(512, description="Tokens whose logits exist at once; memory only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Global norm; not stated.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -227,6 +227,9 @@ class MachineSpec(Spec):
         False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
     )
     compile: bool = Field(False, description="torch.compile of each decoder layer; needs a C++ compiler on CPU.")
+    logits_bytes: Positive = Field(
+        LOGITS_BYTES, description="Float32 logits that exist at once, a block of the vocabulary; peak about twice that."
+    )
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."

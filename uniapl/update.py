@@ -71,6 +71,7 @@ class Policy:
     stage: StageSpec
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
+    logits_bytes: int  # of float32 logits that exist at once
     ranks: Ranks = ALONE
 
     def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
@@ -99,7 +100,7 @@ class Policy:
         at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
-            return under_forward(used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, at)
+            return under_forward(used, completion_logprobs, used, micro, self.logits_bytes, at)
 
 
 def make_policy(
@@ -122,7 +123,9 @@ def make_policy(
         model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.weight_decay, fused=True,
     )  # fmt: skip
-    return Policy(model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, ranks)
+    return Policy(
+        model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, machine.logits_bytes, ranks
+    )
 
 
 def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,10 @@ def test_the_order_of_sequences_does_not_matter(setting: Setting, recorded: Reco
     assert_same_update(gradients(policy, recorded.sequences(stage)[::-1], stage), reference(setting, recorded, stage))
 
 
-def test_the_chunk_size_does_not_matter(setting: Setting, recorded: Recorded) -> None:
+def test_the_vocabulary_block_does_not_matter(setting: Setting, recorded: Recorded) -> None:
     stage = stage_spec("uniapl", **COEFFICIENTS)
-    policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, logprob_chunk_tokens=7, max_grad_norm=1e6)
+    policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, max_grad_norm=1e6)
+    policy = replace(policy, logits_bytes=2**20)
     assert_same_update(gradients(policy, recorded.sequences(stage), stage), reference(setting, recorded, stage))
 
 
