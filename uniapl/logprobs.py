@@ -82,7 +82,11 @@ class _BlockwiseLogprobs(torch.autograd.Function):
             del logits_TW
             hidden_gradient_TD += gradient_TW @ block_WD
             if head_gradient_VD is not None:
-                head_gradient_VD[start : start + len(block_WD)] = gradient_TW.T @ hidden_TD
+                rows_WD = head_gradient_VD[start : start + len(block_WD)]
+                if rows_WD.dtype == gradient_TW.dtype:
+                    torch.mm(gradient_TW.T, hidden_TD, out=rows_WD)
+                else:
+                    rows_WD.copy_(gradient_TW.T @ hidden_TD)
             del gradient_TW  # before the next block's logits
         return hidden_gradient_TD.to(ctx.hidden_dtype), head_gradient_VD, None, None, None, None
 
