@@ -89,18 +89,29 @@ class Study:
         """The end of what the command printed."""
         return (self.project / f"{self.results}.log").read_text(encoding="utf-8", errors="replace")[-3000:]
 
-    def doing(self) -> tuple[str, str]:
-        """Which run is in progress and what it does: its method and the note in its lease; empty where none is."""
+    def doing(self, command: subprocess.Popen[bytes]) -> tuple[str, str]:
+        """Which run the command has in progress and what it does: its method and its lease's note; empty without one.
+
+        What an orphan of the command before does is not what this one does.
+        """
         for directory in self.directories():
             lease = directory / "lock"
             owner = Owner.read(lease.read_text(encoding="utf-8")) if lease.exists() else None
-            if owner is not None and not owner.process.gone():
+            if owner is not None and command.pid in ancestors(owner.process.pid):
                 return directory.parents[1].name, owner.doing
         return "", ""
 
     def finished(self) -> dict[str, str]:
         """What closes each finished run, by its directory: rewritten where a run is trained again."""
         return {str(d): (d / FINISHED).read_text() for d in self.directories() if (d / FINISHED).exists()}
+
+
+def ancestors(pid: int) -> list[int]:
+    """Ids of the processes above one; none where it ended."""
+    try:
+        return [process.pid for process in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def phase_of(doing: str) -> str:
@@ -131,7 +142,7 @@ def wait_for(phase: str, study: Study, command: subprocess.Popen[bytes], draw: r
     began = time.monotonic()
     while command.poll() is None and time.monotonic() - began < PATIENCE_SECONDS:
         if phase == "any" or (
-            "rank 0" in victims(command) if phase == "start" else phase_of(study.doing()[1]) == phase
+            "rank 0" in victims(command) if phase == "start" else phase_of(study.doing(command)[1]) == phase
         ):
             until = time.monotonic() + draw.uniform(0, latest)
             while command.poll() is None and time.monotonic() < until:
@@ -149,7 +160,7 @@ def kill_one(study: Study, draw: random.Random) -> dict[str, Any] | None:
     if command.poll() is not None:
         assert command.returncode == 0, f"the command failed by itself ({command.returncode}): {study.tail()}"
         return None
-    run, doing = study.doing()
+    run, doing = study.doing(command)
     possible = victims(command)
     name = draw.choice(sorted(possible))
     try:
