@@ -1,10 +1,11 @@
 # make            environment into .venv, then the study (snakemake --cores all)
 # make test       environment, then all tests;  make test-fast  without the slow ones
+# make soak       kill training at random moments, 200 times, and compare (about an hour; may be stopped and continued)
 # make clean-env  remove .venv
 # Variables: PYTHON (which python3), SCALE (smoke, laptop, paper; default auto), TORCH_OPTIONS (pip options for torch alone)
 SHELL := bash
 .DEFAULT_GOAL := all
-.PHONY: all environment test-environment test test-fast clean-env
+.PHONY: all environment test-environment test test-fast soak clean-env
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,6 +33,10 @@ test: test-environment
 
 test-fast: test-environment
 	@$(VENV)/bin/python -m pytest -m "not slow"
+
+soak: test-environment
+	@$(VENV)/bin/python -m tests.soak --kills 200
+	@$(VENV)/bin/python -m tests.soak --kills 10 --sampler vllm
 
 clean-env:
 	rm -rf $(VENV)

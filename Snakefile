@@ -1,5 +1,5 @@
 # uniapl: `snakemake --cores all` makes the study; `--config scale=smoke|laptop|paper` chooses its size.
-# Targets: all, tables, figures, report, matrix (all methods, several seeds), ablations.
+# Targets: all, runs (training only), tables, figures, report, matrix (all methods, several seeds), ablations.
 
 
 include: "workflow/rules/common.smk"

@@ -143,7 +143,7 @@ def layout(
     return MicroBatch(
         input_ids_BS=input_ids_BS.to(device),
         position_ids_BS=position_ids_BS.to(device),
-        attention_mask=(_sees(branch_BS) if packing else (branch_BS >= 0).long()).to(device),
+        attention_mask=_sees(branch_BS.to(device)) if packing else (branch_BS >= 0).long().to(device),
         predicting_T=torch.cat(predicting).to(device),
         targets_T=torch.tensor([token for s in ordered for token in s.completion_ids], dtype=torch.long, device=device),
         weights_T={term: weights(term) for term in ("sft", *ROLLOUT_TERMS)},
@@ -165,9 +165,9 @@ def scoring_batches(
 
 def _sees(branch_BS: Tensor) -> Tensor:
     """Bool [B, 1, S, S]: a token sees earlier ones of the prompt and of its own answer; padding sees itself alone."""
-    width = branch_BS.shape[1]
+    width, device = branch_BS.shape[1], branch_BS.device  # on a GPU: S x S on the host takes longer than the forward
     query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
-    causal_SS = torch.ones(width, width, dtype=torch.bool).tril()
+    causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     related_BSS = (key_B1S == query_BS1) | ((key_B1S == 0) & (query_BS1 > 0))
-    padding_BSS = (query_BS1 < 0) & ~torch.eye(width, dtype=torch.bool)
+    padding_BSS = (query_BS1 < 0) & ~torch.eye(width, dtype=torch.bool, device=device)
     return (related_BSS & causal_SS & ~padding_BSS)[:, None]

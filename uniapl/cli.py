@@ -19,7 +19,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from uniapl.config import SamplerSpec
+from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.entry import run_guarded
 from uniapl.provenance import content_hash, read_config, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
@@ -80,7 +80,7 @@ def answers_of(run: Path, config: dict[str, Any], prompts: Sequence[Prompt]) -> 
 
     spec = SamplerSpec.model_validate(config["sampler"] | {"kind": "hf"})
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    sampler = make_sampler(spec, run / "model", dtype="float32")
+    sampler = make_sampler(spec, run / "model", dtype="float32", machine=MachineSpec.model_validate({}))
     try:
         samples = sampler.generate(
             [chat.prompt_ids(tokenizer, prompt.text) for prompt in prompts],

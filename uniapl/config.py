@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
+LOGITS_BYTES = 128 * 2**20  # keeps a GPU busy; 4,096 words for 8,192 tokens
 
 
 class ConfigError(ValueError):
@@ -112,7 +113,9 @@ class DiscriminatorSpec(Spec):
 class SamplerSpec(Spec):
     """The rollout engine."""
 
-    kind: Literal["auto", "vllm", "hf"] = Field("auto", description="auto: vLLM where it runs, else transformers.")
+    kind: Literal["auto", "vllm", "hf", "server"] = Field(
+        "auto", description="auto: vLLM where it runs, else transformers; server: those of machine.servers."
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on CPU, GiB.")
     max_sequences: Positive = Field(64, description="Sequences decoded together.")
     max_model_tokens: Positive = Field(1024, description="Longest prompt plus answer.")
@@ -208,7 +211,6 @@ class TrainSpec(Spec):
     )
     micro_batch_tokens: Positive = Field(description="Tokens of a micro-batch, prompts included; speed only.")
     packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
-    logprob_chunk_tokens: Positive = Field(512, description="Tokens whose logits exist at once; memory only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Global norm; not stated.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -225,10 +227,28 @@ class MachineSpec(Spec):
         False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
     )
     compile: bool = Field(False, description="torch.compile of each decoder layer; needs a C++ compiler on CPU.")
+    logits_bytes: Positive = Field(
+        LOGITS_BYTES, description="Float32 logits that exist at once, a block of the vocabulary; peak about twice that."
+    )
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."
     )
+    tensor_parallel: Positive = Field(
+        1, description="Consecutive ranks of a run that share one vLLM (sampler.kind vllm)."
+    )
+    servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/]+/?$")], ...] = Field(
+        (), description="URLs of vLLM servers that share the prompts (sampler.kind server); docs/training.md."
+    )
+
+    @model_validator(mode="after")
+    def _divisible(self) -> MachineSpec:
+        if self.ranks % self.tensor_parallel:
+            raise ValueError(
+                f"ranks = {self.ranks} cannot be cut into groups of tensor_parallel = {self.tensor_parallel}; "
+                f"make ranks a multiple of it"
+            )
+        return self
 
 
 class EvalSpec(Spec):

@@ -29,6 +29,7 @@ from uniapl.batch import scoring_batches
 from uniapl.config import DataSpec, DiscriminatorSpec
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
+from uniapl.distributed import device
 from uniapl.entry import run_stage
 from uniapl.provenance import read_manifest, write_manifest
 from uniapl.records import Demonstration, Prompt, TokenSequence, read_demonstrations, read_jsonl
@@ -54,13 +55,13 @@ class FrozenStates:
         model.layers = model.layers[:layer]
         model.norm = torch.nn.Identity()  # the final norm belongs to the last layer's states
         model.config.num_hidden_layers = layer
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.to(device()).eval().requires_grad_(False)
         self.tokenizer = models.load_tokenizer(weights)
         self.micro_batch_tokens = micro_batch_tokens
 
     @torch.inference_mode()
     def pool(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Pooled states of texts as answers to user texts: (len(texts), 2D), float32.
+        """Pooled states of texts as answers to user texts: (len(texts), 2D), float32, on the CPU.
 
         The first D are the mean over the answer's tokens, the last D the end token's. A prompt is run once for all of
         its texts. The end token is appended to every text, cut ones too, so that an empty text has a state and its
@@ -83,7 +84,7 @@ class FrozenStates:
             states_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T].float()
             for index, states_SD in zip(indices, states_TD.split([len(answers[i]) for i in indices]), strict=True):
                 pooled[index] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
-        return torch.stack(pooled)
+        return torch.stack(pooled).cpu()
 
 
 def fit_projection(states_ND: Tensor, num_components: int) -> dict[str, Tensor]:

@@ -11,19 +11,22 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from uniapl.entry import LostRankError
+from uniapl import leases
+from uniapl.entry import LostRankError, end_lost
 
 COLLECTIVES = ("gloo", "Gloo", "NCCL", "ProcessGroup")  # words in the errors of collective calls
 Item = TypeVar("Item")
@@ -37,7 +40,9 @@ class Ranks:
     rank: int = 0
     size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
-    marks: list[str] = field(default_factory=list, compare=False, repr=False)  # what this rank began, in order
+    lease: Path | None = field(default=None, compare=False, repr=False)  # where a run's first rank notes what it does
+    held: IO[str] | None = field(default=None, compare=False, repr=False)  # another rank's own lease
+    marks: list[tuple[int, str, float]] = field(default_factory=list, compare=False, repr=False)  # what this rank began
 
     @property
     def first(self) -> bool:
@@ -73,20 +78,30 @@ class Ranks:
             dist.barrier()
 
     def mark(self, what: str) -> None:
-        """Note for the other ranks what this one begins; all ranks begin the same things in the same order."""
+        """Note what this rank begins, for the other ranks and in the lease; all begin the same things in one order."""
+        if self.first and self.lease is not None:
+            leases.note(self.lease, what)
         if self.size > 1:
-            self.marks.append(what)
-            self.store.set(f"mark/{self.rank}", json.dumps([len(self.marks), what, time.time()]))
+            number = self.marks[-1][0] + 1 if self.marks else 1
+            self.marks[:] = [(number, what, time.time())]
+            self.store.set(f"mark/{self.rank}", json.dumps(self.marks[-1]))
 
-    def hanging(self) -> str:
-        """Which rank the others wait for and what it was doing, in words."""
+    def late(self) -> dict[int, str]:
+        """The ranks that the others wait for, and what they do, in words; all of them where they are equally far."""
         marks = {rank: json.loads(self.store.get(f"mark/{rank}")) for rank in range(self.size)}
         behind = min(number for number, _, _ in marks.values())
-        if all(number == behind for number, _, _ in marks.values()):
-            return f"all ranks are in '{marks[self.rank][1]}'"
-        late = [(rank, what, at) for rank, (number, what, at) in marks.items() if number == behind]
-        said = [f"rank {rank} hangs in '{what}' since {time.time() - at:.0f} seconds" for rank, what, at in late]
-        return ", ".join(said)
+        return {
+            rank: f"rank {rank} hangs in '{what}' since {time.time() - at:.0f} seconds"
+            for rank, (number, what, at) in marks.items()
+            if number == behind
+        }
+
+    def waited_too_long(self) -> LostRankError:
+        """What to raise where the ranks wait for each other in vain; one of those that wait says it."""
+        late = self.late()
+        waiting = set(range(self.size)) - set(late)
+        message = f"the ranks waited for each other too long: {', '.join(late.values())}"
+        return LostRankError(message, silent=self.rank != min(waiting or late))
 
     def _gather(self, value: Any) -> list[Any]:
         payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -103,21 +118,47 @@ class Ranks:
 ALONE = Ranks()
 
 
-def start(*, timeout_seconds: float) -> Ranks:
-    """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run."""
+def device() -> torch.device:
+    """Where this rank's models run: its GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def start(*, timeout_seconds: float, lease: Path) -> Ranks:
+    """Join torchrun's other processes, if there are any; a collective call that hangs longer ends the run.
+
+    `lease` is the one that the first rank holds.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return ALONE
+        return Ranks(lease=lease)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    timeout = datetime.timedelta(seconds=2 * timeout_seconds)
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
         backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=timeout
     )
-    ranks = Ranks(rank, size, dist.PrefixStore("ranks", store))
+    held = None if rank == 0 else leases.hold(lease.with_name(f"{lease.name}.{rank}"), what=f"{lease.parent} is made")
+    ranks = Ranks(rank, size, dist.PrefixStore("ranks", store), lease, held)
     ranks.mark("start")
+    threading.Thread(target=watch_ranks, args=(ranks, timeout_seconds), name="watch_ranks", daemon=True).start()
     return ranks
+
+
+def watch_ranks(ranks: Ranks, timeout_seconds: float) -> None:
+    """End this process once it has waited too long for a rank that is behind it.
+
+    A collective call's own time-out comes later, and on GPUs it would end the process without a word.
+    """
+    while True:
+        time.sleep(min(5.0, timeout_seconds / 4))
+        if time.time() - ranks.marks[-1][2] <= timeout_seconds:
+            continue
+        try:
+            if ranks.rank not in ranks.late():
+                end_lost(ranks.waited_too_long())
+        except dist.DistError as error:  # the launcher, which keeps the marks, is gone
+            end_lost(LostRankError(str(error), silent=True))
 
 
 @contextmanager
@@ -130,8 +171,7 @@ def naming_lost_ranks(ranks: Ranks) -> Iterator[None]:
         if ranks.size == 1 or not (isinstance(error, dist.DistError) or any(name in said for name in COLLECTIVES)):
             raise
         timed_out = "timed out" in said.lower() or "timeout" in said.lower()
-        message = f"the ranks waited for each other too long: {ranks.hanging()}" if timed_out else said
-        raise LostRankError(message, silent=not timed_out) from error
+        raise ranks.waited_too_long() if timed_out else LostRankError(said, silent=True) from error
 
 
 def stop(ranks: Ranks) -> None:
@@ -141,15 +181,18 @@ def stop(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, ranks: Ranks) -> None:
+def shard(model: nn.Module, ranks: Ranks, *, compute: str) -> None:
     """Spread a Hugging Face causal language model over the ranks, in place, one group a layer and one for the rest.
 
-    Gradients are summed over ranks, not averaged: the loss is already divided by global counts.
+    Gradients are summed over ranks, not averaged: the loss is already divided by global counts. Layers are gathered in
+    the type of the matrix products, so that no cast copy of them is kept for the backward; sums over ranks are float32.
+    The rest (embedding, norm, head) is gathered as it is, so that the residual stream has the type it has on one rank.
     """
     if ranks.size == 1:
         return
+    layers = MixedPrecisionPolicy(getattr(torch, compute), torch.float32, cast_forward_inputs=False)
     for layer in model.get_decoder().layers:  # type: ignore[operator]
-        fully_shard(layer)
+        fully_shard(layer, mp_policy=layers)
     fully_shard(model)
     for module in model.modules():
         if isinstance(module, FSDPModule):

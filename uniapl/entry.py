@@ -10,18 +10,20 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from uniapl import leases
 from uniapl.provenance import read_config
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on
 LOST_RANK_EXIT_CODE = 4
+LEASE = "lock"  # in every directory that a stage makes: who makes it
 
 
 class SharedError(ValueError):
@@ -71,18 +73,18 @@ def run_guarded(action: Callable[[], None]) -> None:
             sys.exit(_fail(f"{error.filename}: no such file; run snakemake, which makes it", 2))
         raise
     except LostRankError as error:
-        if not error.silent:
-            _fail(str(error), LOST_RANK_EXIT_CODE)
-        leave_at_once(LOST_RANK_EXIT_CODE)
+        end_lost(error)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted; the same command goes on from the last checkpoint", 130))
 
 
-def leave_at_once(code: int) -> None:
+def end_lost(error: LostRankError) -> NoReturn:
     """End without the interpreter's clean-up, which would wait for threads of a process group that lost a rank."""
+    if not error.silent:
+        _fail(str(error), LOST_RANK_EXIT_CODE)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(LOST_RANK_EXIT_CODE)
 
 
 def _fail(message: str, code: int) -> int:
@@ -114,22 +116,37 @@ def run_stage(
         for name, read in (parsed or {}).items():
             if name in arguments:
                 arguments[name] = read(arguments[name])
-        with working_on(directory / "lock", what=f"{directory} is being made"):
+        with working_on(directory / LEASE, what=f"{directory} is being made"):
+            if os.environ.get("RANK", "0") == "0":
+                remove_half_written(directory)
             main(directory, config, **arguments)
 
     run_guarded(action)
 
 
+def remove_half_written(directory: Path) -> None:
+    """Drop what a process that was killed left under a temporary name."""
+    for left in [*directory.glob(".*.tmp"), *directory.glob(".*.old")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
 @contextmanager
 def working_on(lease: Path, *, what: str) -> Iterator[None]:
-    """Hold a lease (of several ranks the first does) and the starter's GPUs, and end with the process that started us.
+    """Hold a lease and the starter's GPUs, and end with the process that started us.
 
+    Of several ranks the first does, and waits until no rank of a launcher that was killed is left; the others take
+    leases of their own once they all met (`distributed.start`).
     Raise ValueError, beginning with `what` and naming the owner, where another process holds the lease.
     """
     leases.watch_starter()
     held = leases.share()
     if os.environ.get("RANK", "0") == "0":
         held.append(leases.hold(lease, what=what))
+        for other in lease.parent.glob(f"{lease.name}.*"):
+            leases.hold(other, what=what).close()
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from uniapl import chat, models
-from uniapl.config import EvalSpec, SamplerSpec
+from uniapl.config import EvalSpec, MachineSpec, SamplerSpec
+from uniapl.distributed import device
 from uniapl.entry import run_guarded, working_on
 from uniapl.likelihood import Likelihood, completion_likelihoods
 from uniapl.plan import in_share
@@ -101,7 +102,9 @@ def pending(index: dict[str, Any], root: Path, *, share: str) -> list[Entry]:
 
 
 @contextmanager
-def open_engine(index: dict[str, Any], root: Path, name: str, config: dict[str, Any]) -> Iterator[Engine]:
+def open_engine(
+    index: dict[str, Any], root: Path, name: str, config: dict[str, Any], *, machine: MachineSpec
+) -> Iterator[Engine]:
     """Start the engine of one base model; closed again at the end."""
     spec = SamplerSpec.model_validate(config["sampler"])
     foreign = any(task not in OWN_TASKS for task in config["evaluation"]["tasks"])
@@ -111,12 +114,12 @@ def open_engine(index: dict[str, Any], root: Path, name: str, config: dict[str, 
     dtype = config["compute"]
     data = (root / index["data"]).resolve()
     manager = task_manager(data, foreign=foreign)
-    sampler = make_sampler(spec, weights, dtype=dtype)
+    sampler = make_sampler(spec, weights, dtype=dtype, machine=machine)
     try:
         yield Engine(
             sampler=sampler,
             tokenizer=models.load_tokenizer(weights),
-            base=models.load_policy(weights, dtype=dtype),
+            base=models.load_policy(weights, dtype=dtype).to(device()),
             base_weights=weights,
             data=data,
             demonstrations=root / index["demonstrations"][name],
@@ -173,7 +176,7 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
 
     started = time.perf_counter()
     is_base = entry.weights == engine.base_weights
-    model = engine.base if is_base else models.load_policy(entry.weights, dtype=engine.dtype)
+    model = engine.base if is_base else models.load_policy(entry.weights, dtype=engine.dtype).to(device())
     push_seconds = engine.sampler.push_weights(model.named_parameters())
     lm = EngineLM(
         engine.sampler, engine.tokenizer, policy=lambda: model, max_model_tokens=engine.max_model_tokens,
@@ -334,7 +337,7 @@ def shown(summary: dict[str, Any]) -> str:
     )
 
 
-def evaluate_study(study_file: Path, *, share: str = WHOLE) -> None:
+def evaluate_study(study_file: Path, *, share: str = WHOLE, machine: MachineSpec | None = None) -> None:
     """Evaluate what is pending of a share of the models, with one engine start for each base model."""
     from rich.console import Console
 
@@ -347,7 +350,9 @@ def evaluate_study(study_file: Path, *, share: str = WHOLE) -> None:
     for name in dict.fromkeys(entry.model for entry in entries):
         group = [entry for entry in entries if entry.model == name]
         begun = time.perf_counter()
-        with open_engine(index, root, name, group[0].config) as engine:
+        with open_engine(
+            index, root, name, group[0].config, machine=machine or MachineSpec.model_validate({})
+        ) as engine:
             console.print(f"evaluate: engine {engine.sampler.name} started in {time.perf_counter() - begun:.0f} s")
             for entry in group:
                 one = time.perf_counter()
@@ -365,12 +370,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Evaluate every model of a study that has not been evaluated.")
     parser.add_argument("study", type=Path, help="the study's index: RESULTS/study.json")
     parser.add_argument("--share", default=WHOLE, metavar="IofN", help="every N-th model from the I-th")
+    parser.add_argument("--machine", help="how this machine executes it: the study's `machine` as JSON")
     arguments = parser.parse_args()
     folder = arguments.study.parent / "evaluations"
 
     def action() -> None:
         with working_on(folder / f".{arguments.share}.lock", what=f"share {arguments.share} of {folder} is being made"):
-            evaluate_study(arguments.study, share=arguments.share)
+            machine = MachineSpec.model_validate_json(arguments.machine) if arguments.machine else None
+            evaluate_study(arguments.study, share=arguments.share, machine=machine)
 
     run_guarded(action)
 

@@ -80,7 +80,6 @@ def forward_signals() -> None:
         for rank in ranks:
             rank.send_signal(number)
 
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP"  # else torchrun stops waiting after 30 seconds
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)
 
@@ -92,8 +91,12 @@ def run_ranks(arguments: list[str]) -> int:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    options = parse_args(arguments)
+    options.signals_to_handle = (
+        "SIGHUP"  # `forward_signals` has the others: torchrun would stop waiting after 30 seconds
+    )
     try:
-        run(parse_args(arguments))
+        run(options)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

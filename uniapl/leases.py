@@ -70,17 +70,21 @@ class Process:
 
 @dataclass(frozen=True)
 class Owner:
-    """Who wrote a lease, and who started that process (None: a person)."""
+    """Who wrote a lease, who started that process (None: a person), and what it does at present."""
 
     process: Process
     starter: Process | None
+    doing: str = ""
 
     @classmethod
     def read(cls, text: str) -> Owner | None:
         """Out of a lease's file; None where it was not written yet."""
-        first, _, second = text.partition("\n")
+        first, second, doing = [*text.split("\n"), "", "", ""][:3]
         process = Process.read(first)
-        return cls(process, Process.read(second)) if process else None
+        return cls(process, Process.read(second), doing) if process else None
+
+    def __str__(self) -> str:
+        return f"{self.process} ({self.doing})" if self.doing else str(self.process)
 
     @property
     def is_orphan(self) -> bool:
@@ -130,6 +134,17 @@ def try_hold(path: Path) -> IO[str] | None:
     return file
 
 
+def note(path: Path, doing: str) -> None:
+    """Write into a lease what its owner, this process, does at present. Nothing where the lease was not taken."""
+    if not path.exists():
+        return
+    with open(path, "r+", encoding="utf-8") as file:
+        owner = file.read().split("\n")[:2]
+        file.seek(0)
+        file.write("\n".join([*owner, doing, ""]))
+        file.truncate()
+
+
 def pass_on(files: Iterable[IO[str]]) -> None:
     """Let the processes that this one starts hold its shared leases too: `share` is theirs to call."""
     held = list(files)
@@ -161,7 +176,7 @@ def hold(path: Path, *, what: str) -> IO[str]:
         owner = Owner.read(path.read_text(encoding="utf-8"))
         late = time.monotonic() > (deadline if owner else unknown_until)
         if late or (owner is not None and not owner.is_orphan):
-            who = str(owner.process) if owner else "an unknown process"
+            who = str(owner) if owner else "an unknown process"
             remedy = f"wait for it, or stop it (kill {owner.process.pid})" if owner else f"find it with: fuser {path}"
             orphan = ", an orphan that does not leave" if owner and owner.is_orphan else ""
             raise ValueError(f"{what} by {who}{orphan}; {remedy}")

@@ -1,8 +1,11 @@
-"""Per-token log-probabilities and entropy of completions, chunked over tokens so that logits never exist whole."""
+"""Per-token log-probabilities and entropy of completions, block by block of the vocabulary: logits never exist whole.
+
+MEASURED
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,59 +13,111 @@ from torch import Tensor
 from uniapl.batch import MicroBatch
 
 
-class _ChunkedLogprobs(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[target] and entropy; logits of one chunk at a time, again in backward."""
+class _Sums(NamedTuple):
+    """Of each token, over the words so far: m = max l, s = sum exp(l - m), u = sum (l - m) exp(l - m), target's l."""
+
+    maximum_T: Tensor
+    sum_T: Tensor
+    weighted_T: Tensor
+    chosen_T: Tensor
+
+    @classmethod
+    def of_no_words(cls, like_T: Tensor) -> _Sums:
+        """Before the first block. A target that no block has stays NaN, which the trainer refuses."""
+        zeros_T = torch.zeros_like(like_T, dtype=torch.float32)
+        lowest_T = torch.full_like(zeros_T, torch.finfo(torch.float32).min)  # -inf would make NaN of -inf - -inf
+        return cls(lowest_T, zeros_T, zeros_T, torch.full_like(zeros_T, torch.nan))
+
+    def and_block(self, logits_TW: Tensor, targets_T: Tensor, start: int) -> _Sums:
+        """With the words from `start` on; overwrites their logits."""
+        inside_T, index_T = _places(targets_T, start, logits_TW.shape[1])
+        chosen_T = torch.where(inside_T, logits_TW.gather(1, index_T[:, None])[:, 0], self.chosen_T)
+        maximum_T = torch.maximum(self.maximum_T, logits_TW.amax(dim=-1))
+        exponentials_TW = logits_TW.sub_(maximum_T[:, None]).exp()
+        shift_T = self.maximum_T - maximum_T
+        scale_T = shift_T.exp()
+        sum_T = scale_T * self.sum_T + exponentials_TW.sum(dim=-1)
+        weighted_T = scale_T * (self.weighted_T + shift_T * self.sum_T)
+        weighted_T += exponentials_TW.mul_(logits_TW).sum(dim=-1)
+        return _Sums(maximum_T, sum_T, weighted_T, chosen_T)
+
+
+class _BlockwiseLogprobs(torch.autograd.Function):
+    """log softmax(h W^T / temperature)[target] and entropy; a block's logits are computed again in the backward.
+
+    Suffix W: the words of one block of the head. Between forward and backward stay the hidden states in the product's
+    type, log Z, and the head itself: under FSDP2 the gathered parameter, which must not be copied.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, chunk: int, temperature: float) -> Any:
-        head = head_VD.to(hidden_TD.dtype)
-        logprobs, entropies, normalizers = [], [], []
-        for h, y in zip(hidden_TD.split(chunk), targets_T.split(chunk), strict=True):
-            logits = (h @ head.T).float().div_(temperature)
-            normalizer = logits.logsumexp(dim=-1)
-            logprobs.append(logits.gather(1, y[:, None])[:, 0] - normalizer)
-            probabilities = (logits - normalizer[:, None]).exp_()
-            entropies.append(normalizer - probabilities.mul_(logits).sum(dim=-1))
-            normalizers.append(normalizer)
-        ctx.save_for_backward(hidden_TD, head, targets_T, torch.cat(normalizers))
-        ctx.chunk, ctx.temperature, ctx.head_dtype = chunk, temperature, head_VD.dtype
-        entropy_T = torch.cat(entropies)
+    def forward(
+        ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor,
+        words: int, temperature: float, product: torch.dtype,
+    ) -> Any:  # fmt: skip
+        hidden_dtype, hidden_TD = hidden_TD.dtype, hidden_TD.to(product)
+        sums = _Sums.of_no_words(targets_T)
+        for start in range(0, len(head_VD), words):
+            block_WD = head_VD[start : start + words].to(product)
+            sums = sums.and_block(_logits(hidden_TD, block_WD, temperature), targets_T, start)
+        log_sum_T = sums.sum_T.log()
+        normalizer_T, entropy_T = sums.maximum_T + log_sum_T, log_sum_T - sums.weighted_T / sums.sum_T
+        ctx.save_for_backward(hidden_TD, head_VD, targets_T, normalizer_T)
+        ctx.words, ctx.temperature, ctx.hidden_dtype = words, temperature, hidden_dtype
         ctx.mark_non_differentiable(entropy_T)
-        return torch.cat(logprobs), entropy_T
+        return sums.chosen_T - normalizer_T, entropy_T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        hidden_TD, head, targets_T, normalizers_T = ctx.saved_tensors
-        gradient_T = gradients[0]
-        gradient_head = torch.zeros_like(head, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        gradient_hidden = []
-        pieces = (hidden_TD, targets_T, normalizers_T, gradient_T)
-        for h, y, normalizer, g in zip(*(piece.split(ctx.chunk) for piece in pieces), strict=True):
-            logits = (h @ head.T).float().div_(ctx.temperature)
-            gradient_logits = logits.sub_(normalizer[:, None]).exp_().mul_(-g[:, None])  # in place: logits are large
-            gradient_logits.scatter_add_(1, y[:, None], g[:, None])
-            gradient_logits = gradient_logits.div_(ctx.temperature).to(head.dtype)
-            gradient_hidden.append(gradient_logits @ head)
-            if gradient_head is not None and gradient_logits.dtype == gradient_head.dtype:
-                gradient_head.addmm_(gradient_logits.T, h)  # a chunk's own [V, D] never exists
-            elif gradient_head is not None:
-                gradient_head += gradient_logits.T @ h
-        if gradient_head is not None:
-            gradient_head = gradient_head.to(ctx.head_dtype)
-        return torch.cat(gradient_hidden), gradient_head, None, None, None
+        hidden_TD, head_VD, targets_T, normalizer_T = ctx.saved_tensors
+        upstream_T = gradients[0] / ctx.temperature
+        hidden_gradient_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
+        head_gradient_VD = torch.empty_like(head_VD) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(head_VD), ctx.words):
+            block_WD = head_VD[start : start + ctx.words].to(hidden_TD.dtype)
+            logits_TW = _logits(hidden_TD, block_WD, ctx.temperature)
+            inside_T, index_T = _places(targets_T, start, len(block_WD))
+            logits_TW.sub_(normalizer_T[:, None]).exp_().mul_(-upstream_T[:, None])  # in place: large
+            logits_TW.scatter_add_(1, index_T[:, None], torch.where(inside_T, upstream_T, 0.0)[:, None])
+            gradient_TW = logits_TW.to(hidden_TD.dtype)
+            del logits_TW
+            hidden_gradient_TD += gradient_TW @ block_WD
+            if head_gradient_VD is not None:
+                rows_WD = head_gradient_VD[start : start + len(block_WD)]
+                if rows_WD.dtype == gradient_TW.dtype:
+                    torch.mm(gradient_TW.T, hidden_TD, out=rows_WD)
+                else:
+                    rows_WD.copy_(gradient_TW.T @ hidden_TD)
+            del gradient_TW  # before the next block's logits
+        return hidden_gradient_TD.to(ctx.hidden_dtype), head_gradient_VD, None, None, None, None
+
+
+def _logits(hidden_TD: Tensor, block_WD: Tensor, temperature: float) -> Tensor:
+    """A block's logits in float32."""
+    return (hidden_TD @ block_WD.T).float().div_(temperature)
+
+
+def _places(targets_T: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
+    """Which targets are words of the block that begins at `start`, and where in it (anywhere for the others)."""
+    index_T = targets_T - start
+    return (index_T >= 0) & (index_T < words), index_T.clamp(0, words - 1)
 
 
 def chunked_logprobs(
-    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *, chunk_tokens: int, temperature: float
+    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *, logits_bytes: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the targets (differentiable) and entropies (not), float32 [T], nats.
 
-    The matrix product runs in the hidden states' type, softmax and sums in float32.
+    Blocks have as many words as `logits_bytes` of float32 logits hold, at least one. The matrix products run in
+    autocast's type where that is on, else in the hidden states', in the backward as in the forward; softmax and sums
+    in float32.
     """
-    return _ChunkedLogprobs.apply(hidden_TD, head_VD, targets_T, chunk_tokens, temperature)  # type: ignore[no-any-return]
+    device = hidden_TD.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
+    words = min(len(head_VD), max(1, logits_bytes // (4 * max(1, len(hidden_TD)))))
+    return _BlockwiseLogprobs.apply(hidden_TD, head_VD, targets_T, words, temperature, product)  # type: ignore[no-any-return]
 
 
-def completion_logprobs(model: Any, micro: MicroBatch, chunk_tokens: int, temperature: float) -> tuple[Tensor, Tensor]:
+def completion_logprobs(model: Any, micro: MicroBatch, logits_bytes: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of a micro-batch's completion tokens, [T] each, in the micro-batch's order."""
     output = model.get_decoder()(
         input_ids=micro.input_ids_BS,
@@ -72,4 +127,4 @@ def completion_logprobs(model: Any, micro: MicroBatch, chunk_tokens: int, temper
     )
     hidden_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T]
     head_VD = model.get_output_embeddings().weight
-    return chunked_logprobs(hidden_TD, head_VD, micro.targets_T, chunk_tokens=chunk_tokens, temperature=temperature)
+    return chunked_logprobs(hidden_TD, head_VD, micro.targets_T, logits_bytes=logits_bytes, temperature=temperature)

@@ -85,10 +85,9 @@ def metrics_row(**values: float | int | None) -> dict[str, float | int | None]:
 
 
 class Clock:
-    """Seconds of the named parts of a step; `begin` is told each part's name."""
+    """Seconds of the named parts of a step."""
 
-    def __init__(self, begin: Callable[[str], None]) -> None:
-        self._begin = begin
+    def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._name, self._began = "", 0.0
 
@@ -97,7 +96,6 @@ class Clock:
         return self
 
     def __enter__(self) -> None:
-        self._begin(self._name)
         self._began = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:

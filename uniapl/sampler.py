@@ -1,7 +1,7 @@
-"""The rollout engine behind one protocol: vLLM in process, or a decode loop over transformers.
+"""The rollout engine behind one protocol: vLLM in process, vLLM servers, or a decode loop over transformers.
 
-Both sample with top_p 1 and no top_k, so that the log-probs they return are those of the distribution they drew from
-(at the sampling temperature), and both take one seed per request. `resolve_kind` is cheap: it imports neither engine.
+All sample with top_p 1 and no top_k, so that the log-probs they return are those of the distribution they drew from
+(at the sampling temperature), and take one seed per request. `resolve_kind` is cheap: it imports no engine.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from uniapl.config import SamplerSpec
+from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.records import Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from uniapl.distributed import Ranks
 
 
 class Sampler(Protocol):
@@ -99,21 +101,45 @@ def explain_fallback() -> str | None:
     return None
 
 
-def resolve_kind(spec: SamplerSpec) -> str:
-    """The engine that `auto` stands for here: vllm or hf. Raise ValueError where vllm is asked for in vain."""
-    if spec.kind == "auto":
-        return "hf" if explain_fallback() else "vllm"
+def resolve_kind(spec: SamplerSpec, machine: MachineSpec) -> str:
+    """The engine that `auto` stands for here: vllm or hf. Raise ValueError where one is asked for in vain."""
+    kind = spec.kind
+    if kind == "auto":
+        kind = "hf" if explain_fallback() else "vllm"
     if spec.kind == "vllm" and (reason := explain_fallback()):
         raise ValueError(f"sampler.kind = 'vllm': {reason.split(':')[0]}; set sampler.kind to auto or hf")
-    return spec.kind
+    if kind == "server" and not machine.servers:
+        raise ValueError(
+            "sampler.kind = 'server', but machine.servers is empty; start one (python -m uniapl.serve) and give its URL"
+        )
+    if kind != "vllm" and machine.tensor_parallel > 1:
+        raise ValueError(
+            f"machine.tensor_parallel = {machine.tensor_parallel} is of vLLM alone, not of {kind}; set it to 1"
+        )
+    return kind
 
 
-def make_sampler(spec: SamplerSpec, model_directory: Path, *, dtype: str) -> Sampler:
-    """Start the engine of `spec.kind` on a checkpoint folder. `dtype` is float32 or bfloat16."""
-    if resolve_kind(spec) == "vllm":
+def make_sampler(
+    spec: SamplerSpec, model_directory: Path, *, dtype: str, machine: MachineSpec, ranks: Ranks | None = None
+) -> Sampler:
+    """Start the engine of `spec.kind` on a checkpoint folder. `dtype` is float32 or bfloat16.
+
+    `ranks` are those that call `generate` and `push_weights` together (None: this process alone, which shares no
+    engine and so has no tensor parallelism). Raise ValueError where a server cannot be used.
+    """
+    from uniapl.distributed import ALONE
+
+    ranks = ranks or ALONE
+    kind = resolve_kind(spec, machine)
+    if kind == "vllm":
         from uniapl.sampler_vllm import VLLMSampler
 
-        return VLLMSampler(model_directory, spec=spec, dtype=dtype)
+        sharing = machine.tensor_parallel if ranks.size > 1 else 1
+        return VLLMSampler(model_directory, spec=spec, dtype=dtype, ranks=ranks, tensor_parallel=sharing)
+    if kind == "server":
+        from uniapl.sampler_server import ServerSampler
+
+        return ServerSampler(model_directory, spec=spec, dtype=dtype, machine=machine, ranks=ranks)
     from uniapl.sampler_hf import HFSampler
 
     return HFSampler(model_directory, max_sequences=spec.max_sequences, dtype=dtype)

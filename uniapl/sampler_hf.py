@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from uniapl.distributed import device
 from uniapl.models import load_policy, load_tokenizer
 from uniapl.records import Sample
 
@@ -26,7 +27,7 @@ class HFSampler:
 
     def __init__(self, model_directory: Path, *, max_sequences: int, dtype: str) -> None:
         started = time.perf_counter()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device()
         self._model = load_policy(model_directory, dtype=dtype).to(self._device)
         self._end_token_id = int(load_tokenizer(model_directory).eos_token_id)
         self._max_sequences = max_sequences

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniapl import chat, models
-from uniapl.config import DataSpec, SamplerSpec, TeacherSpec
+from uniapl.config import DataSpec, MachineSpec, SamplerSpec, TeacherSpec
 from uniapl.constraints import verify
 from uniapl.constraints.edits import mend
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, policy_prompts, read_prompts
@@ -113,16 +113,19 @@ def canned_drafts(
 
 
 def sampled_drafts(
-    todo: Sequence[Order], spec: TeacherSpec, *, sampler_spec: SamplerSpec, compute: str, weights: Path, max_tokens: int
+    todo: Sequence[Order], spec: TeacherSpec, *, sampler_spec: SamplerSpec, machine: MachineSpec, compute: str,
+    weights: Path, max_tokens: int,
 ) -> list[Draft]:  # fmt: skip
     """num_samples drafts of the base model per order; each has a seed of its own.
 
-    On CPU two engines with half of the threads each share the orders: faster than one with all of them.
+    On CPU two engines in processes with half of the threads each share the orders: faster than one with all of them.
     """
     sample = functools.partial(
-        _sample_share, spec=spec, sampler_spec=sampler_spec, compute=compute, weights=weights, max_tokens=max_tokens
-    )
-    if torch.cuda.is_available() or torch.get_num_threads() == 1 or len(todo) < 2:
+        _sample_share, spec=spec, sampler_spec=sampler_spec, machine=machine, compute=compute, weights=weights,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+    elsewhere = torch.cuda.is_available() or sampler_spec.kind == "server"
+    if elsewhere or torch.get_num_threads() == 1 or len(todo) < 2:
         return sample(todo, num_threads=torch.get_num_threads(), name="drafts")
     half, threads = (len(todo) + 1) // 2, torch.get_num_threads()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -132,15 +135,15 @@ def sampled_drafts(
 
 
 def _sample_share(
-    todo: Sequence[Order], *, spec: TeacherSpec, sampler_spec: SamplerSpec, compute: str, weights: Path,
-    max_tokens: int, num_threads: int, name: str,
+    todo: Sequence[Order], *, spec: TeacherSpec, sampler_spec: SamplerSpec, machine: MachineSpec, compute: str,
+    weights: Path, max_tokens: int, num_threads: int, name: str,
 ) -> list[Draft]:  # fmt: skip
     """All drafts of some orders, by one engine."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
     torch.set_num_threads(num_threads)
     tokenizer = models.load_tokenizer(weights)
     requests = [(order, index) for order in todo for index in range(spec.num_samples)]
-    sampler = make_sampler(sampler_spec, weights, dtype=compute)
+    sampler = make_sampler(sampler_spec, weights, dtype=compute, machine=machine)
     drafts: list[Draft] = []
     started, num_tokens = time.monotonic(), 0
     try:
@@ -262,7 +265,9 @@ def _share(records: Sequence[Any], holds: Callable[[Any], bool]) -> float:
     return round(sum(map(holds, records)) / len(records), 4) if records else 0.0
 
 
-def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path) -> None:
+def main(
+    directory: Path, config: dict[str, Any], *, model: Path, data: Path, machine: MachineSpec | None = None
+) -> None:
     """Draw drafts, make demonstrations and write the directory."""
     started = time.monotonic()
     spec, data_spec = TeacherSpec(**config["teacher"]), DataSpec(**config["data"])
@@ -284,6 +289,7 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path) ->
             todo,
             spec,
             sampler_spec=engine,
+            machine=machine or MachineSpec.model_validate({}),
             compute=config["compute"],
             weights=weights,
             max_tokens=max_tokens,
@@ -346,4 +352,7 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path) ->
 
 
 if __name__ == "__main__":
-    run_stage(main, "Make the expert's demonstrations.", inputs=("model", "data"))
+    run_stage(
+        main, "Make the expert's demonstrations.", inputs=("model", "data"),
+        parsed={"machine": MachineSpec.model_validate_json},
+    )  # fmt: skip

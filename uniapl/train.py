@@ -22,7 +22,7 @@ from uniapl.config import DataSpec, DiscriminatorSpec, MachineSpec, SamplerSpec,
 from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
-from uniapl.entry import Interruption, SharedError, run_stage
+from uniapl.entry import LEASE, Interruption, SharedError, run_stage
 from uniapl.provenance import config_hash_of, read_manifest, write_manifest, write_whole
 from uniapl.records import Demonstration, Prompt, Rollout, TokenSequence, read_demonstrations, write_jsonl
 from uniapl.rollouts import (
@@ -38,7 +38,7 @@ from uniapl.rollouts import (
 )
 from uniapl.runlog import Clock, Progress, RunLog, metrics_row, read_rows
 from uniapl.sampler import Sampler, make_sampler
-from uniapl.update import NotFiniteError, Policy, coefficients_at, probe, update
+from uniapl.update import NotFiniteError, Policy, coefficients_at, make_policy, probe, update
 
 FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
 PROBED_DEMONSTRATIONS = 8
@@ -90,7 +90,8 @@ class Loop:
         seed, stage_index = self.seed_parts
         drawn: dict[str, Any] = {"seed": seed, "stage": stage_index, "step": step}
         groups: list[Group] = []
-        clock = Clock(lambda part: policy.ranks.mark(f"step {step + 1}: {part}"))
+        clock = Clock()
+        self.begin(step, "sample")
         with clock("sample"):
             if self.sampler is not None and (coefficients["grpo"] > 0 or coefficients["adv"] > 0):
                 items = list(self.expert.prompts.values())
@@ -102,8 +103,8 @@ class Loop:
                     temperature=policy.settings.temperature,
                 )  # fmt: skip
                 self.sampler.sleep()
-        self.stop_if_asked()
         probing = step % policy.settings.probe_every == 0 or step == stage.steps - 1
+        self.begin(step, "score")
         with clock("score"):
             judge(groups)
             if coefficients["adv"] > 0:
@@ -111,7 +112,7 @@ class Loop:
         with clock("probe"):
             if probing and coefficients["adv"] == 0:
                 score(groups, self.discriminator, self.expert.demonstrations)
-        self.stop_if_asked()
+        self.begin(step, "exchange")
         groups = self._of_all_ranks(groups)
         sequences = rollout_sequences(
             groups, stage, coefficients, tokenizer=policy.tokenizer,
@@ -128,6 +129,7 @@ class Loop:
             probed = self._probe(rollouts) if probing else {}
         with clock("update"):
             losses = self._update(sequences, coefficients, step)
+        policy.ranks.mark(f"step {step + 1}: push")  # not to be given up: the weights are those of this step
         with clock("push"):
             if self.sampler is not None:
                 self.push(self.sampler)
@@ -140,8 +142,9 @@ class Loop:
         )  # fmt: skip
         return row, groups
 
-    def stop_if_asked(self) -> None:
-        """Raise Interrupted on all ranks where one was asked to stop."""
+    def begin(self, step: int, what: str) -> None:
+        """Note what begins. Raise Interrupted on all ranks where one was asked to stop."""
+        self.policy.ranks.mark(f"step {step + 1}: {what}")
         if self.policy.ranks.any(self.interruption is not None and self.interruption.signal is not None):
             raise Interrupted
 
@@ -187,7 +190,7 @@ class Loop:
     def _update(self, sequences: list[TokenSequence], coefficients: dict[str, float], step: int) -> dict[str, Any]:
         """Update; where it is not finite, keep the step's sequences beside the log."""
         try:
-            return update(self.policy, sequences, coefficients, step=step)
+            return update(self.policy, sequences, coefficients, step=step, begin=lambda what: self.begin(step, what))
         except NotFiniteError as error:
             path = self.directory / f"not_finite_step_{step + 1:06d}.jsonl"
             if self.policy.ranks.first:
@@ -206,24 +209,12 @@ def open_policy(
     ranks: Ranks = ALONE, machine: MachineSpec | None = None,
 ) -> Policy:  # fmt: skip
     """The policy from `start`, with the path's first model from `first`; sharded where there are several ranks."""
-    machine = machine or MachineSpec()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = models.load_policy(start, dtype=torch.float32).to(device)
-    model.train()
-    if machine.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    reference = models.load_policy(first, dtype=compute).to(device).eval().requires_grad_(False)
-    for one in (model, reference):
-        if machine.compile:
-            for layer in one.get_decoder().layers:
-                layer.compile(dynamic=True)
-        distributed.shard(one, ranks)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.weight_decay, fused=True,
+    model = models.load_policy(start, dtype=torch.float32)
+    reference = models.load_policy(first, dtype=compute)
+    return make_policy(
+        model, reference, models.load_tokenizer(first), settings, stage, max_new_tokens=max_new_tokens, compute=compute,
+        machine=machine or MachineSpec(), ranks=ranks,
     )  # fmt: skip
-    tokenizer = models.load_tokenizer(first)
-    return Policy(model, optimizer, tokenizer, reference, device, settings, stage, max_new_tokens, compute, ranks)
 
 
 def main(
@@ -233,7 +224,7 @@ def main(
     """Train one stage of one path to its end, from the newest checkpoint if there is one."""
     interruption = Interruption()
     machine = machine or MachineSpec()
-    ranks = distributed.start(timeout_seconds=machine.hang_seconds)
+    ranks = distributed.start(timeout_seconds=machine.hang_seconds, lease=directory / LEASE)
     with distributed.naming_lost_ranks(ranks):
         name = ".".join(s["name"] for s in config["path"])
         if already_finished(directory, name=name, ranks=ranks):
@@ -246,7 +237,10 @@ def main(
             start, first, TrainSpec(**config["train"]), stage, max_new_tokens=config["data"]["max_new_tokens"],
             compute=compute, ranks=ranks, machine=machine,
         )  # fmt: skip
-        sampler = make_sampler(SamplerSpec(**config["sampler"]), start, dtype=compute) if stage.draws_rollouts else None
+        engine = SamplerSpec(**config["sampler"])
+        sampler = None
+        if stage.draws_rollouts:
+            sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
             load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
@@ -260,6 +254,8 @@ def main(
         finish(loop, config, name=name, parent=parent)
         if ranks.first:
             clean_up(directory)
+        if sampler is not None:
+            sampler.close()
         distributed.stop(ranks)
 
 
@@ -296,7 +292,6 @@ def run_steps(loop: Loop, checkpoints: Checkpoints, *, name: str) -> None:
         progress = Progress(name, done, loop.stage.steps, print)
     for step in range(done, loop.stage.steps):
         try:
-            loop.stop_if_asked()
             row, groups = loop.step(step)
         except Interrupted:
             save_and_leave(loop, checkpoints, step, name=name)
@@ -323,6 +318,8 @@ def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str
     if loop.policy.ranks.first:
         saved = f"step {step} is saved, the same command goes on from there" if step else "nothing was trained yet"
         print(f"{name}: interrupted; {saved}", flush=True)
+    if loop.sampler is not None:
+        loop.sampler.close()
     distributed.stop(loop.policy.ranks)
     raise SystemExit(loop.interruption.exit_code())
 
@@ -330,13 +327,14 @@ def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str
 def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None) -> None:
     """Export the weights and close the run with its manifest."""
     directory, ranks = loop.directory, loop.policy.ranks
+    ranks.mark("export")
     if ranks.first:
         print(f"{name}: exporting the weights", flush=True)
     weights = {n: tensor.cpu() if ranks.first else tensor[:0] for n, tensor in whole_weights(loop.policy.model)}
     if not ranks.first:
         return
     rollouts = read_rows(directory / "rollouts.jsonl")
-    pd.DataFrame(rollouts).to_parquet(directory / ".rollouts.tmp")
+    pd.DataFrame(rollouts).to_parquet(directory / ".rollouts.tmp")  # the name that `remove_half_written` knows
     (directory / ".rollouts.tmp").replace(directory / "rollouts.parquet")
     models.save_model(loop.policy.model, loop.policy.tokenizer, directory / "model", weights=weights)
     rows = read_rows(directory / "metrics.jsonl")

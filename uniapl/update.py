@@ -7,15 +7,18 @@ log-probs enter through the truncated correction c only (paper.md's c_kt).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from uniapl.batch import FILLER, ROLLOUT_TERMS, MicroBatch, layout, needs_gradient, split, term_counts
-from uniapl.config import Coefficient, ScheduleSpec, StageSpec, TrainSpec
-from uniapl.distributed import ALONE, Ranks, under_forward, whole
+from uniapl.distributed import ALONE, Ranks, device, shard, under_forward, whole
 from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
 from uniapl.objectives import (
@@ -27,10 +30,13 @@ from uniapl.objectives import (
 )
 from uniapl.records import TokenSequence
 
+if TYPE_CHECKING:  # an update needs torch and transformers alone
+    from uniapl.config import Coefficient, MachineSpec, StageSpec, TrainSpec
+
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
     """Value at a step counted from 0: a constant, or CHORD's warm-up to peak and cosine decay to valley."""
-    if not isinstance(coefficient, ScheduleSpec):
+    if isinstance(coefficient, (int, float)):
         return float(coefficient)
     c = coefficient
     if step < c.warmup_steps:
@@ -65,6 +71,7 @@ class Policy:
     stage: StageSpec
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
+    logits_bytes: int  # of float32 logits that exist at once
     ranks: Ranks = ALONE
 
     def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
@@ -93,7 +100,53 @@ class Policy:
         at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
-            return under_forward(used, completion_logprobs, used, micro, self.settings.logprob_chunk_tokens, at)
+            return under_forward(used, completion_logprobs, used, micro, self.logits_bytes, at)
+
+
+def make_policy(
+    model: Any, start: Any, tokenizer: Any, settings: TrainSpec, stage: StageSpec, *, max_new_tokens: int, compute: str,
+    machine: MachineSpec, ranks: Ranks = ALONE,
+) -> Policy:  # fmt: skip
+    """A policy out of loaded models: on this rank's GPU where it has one, sharded where there are several ranks.
+
+    `start` may be None where no KL is ever measured.
+    """
+    here = device()
+    prepare_layers(model.train(), checkpointed=machine.activation_checkpointing, compiled=machine.compile)
+    shard(model, ranks, compute=compute)  # before the move, so that no GPU ever holds all of a model
+    model.to(here)
+    if start is not None:
+        prepare_layers(start.eval().requires_grad_(False), checkpointed=False, compiled=machine.compile)
+        shard(start, ranks, compute=compute)
+        start.to(here)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=stage.learning_rate, betas=(settings.adam_beta1, settings.adam_beta2),
+        weight_decay=settings.weight_decay, fused=True,
+    )  # fmt: skip
+    return Policy(
+        model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, machine.logits_bytes, ranks
+    )
+
+
+def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
+    """Let decoder layers forget their activations until the backward, and compile their forwards; before sharding.
+
+    What is compiled holds the checkpoint, since a backward that computes a compiled layer again may meet another of its
+    graphs than the forward did; FSDP2's hooks stay outside. One function for all layers, so they share their graphs.
+    """
+    layers = model.get_decoder().layers
+    forward = _checkpointed if checkpointed else type(layers[0]).forward
+    if compiled:
+        forward = torch.compile(forward, dynamic=True)
+    if checkpointed or compiled:
+        for layer in layers:
+            layer.forward = MethodType(forward, layer)
+
+
+def _checkpointed(layer: Any, *arguments: Any, **options: Any) -> Any:
+    """A layer's forward of which only the inputs are kept; nothing in it is random."""
+    forward = type(layer).forward
+    return checkpoint(forward, layer, *arguments, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 class NotFiniteError(SharedError):
@@ -111,13 +164,14 @@ class Sums:
     clipped: float = 0.0
     rollout_tokens: int = 0
     trained_tokens: int = 0
+    broken: list[str] = field(default_factory=list)  # this rank's gradients that are not finite
 
     def add(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses.get(name, 0.0) + float(value.detach())
 
     def not_finite(self) -> list[str]:
-        """Terms whose sum is not finite."""
-        return [name for name, value in self.losses.items() if not math.isfinite(value)]
+        """Terms whose sum is not finite; else the micro-batches whose gradient is not."""
+        return [name for name, value in self.losses.items() if not math.isfinite(value)] or self.broken
 
     def over(self, ranks: Ranks) -> Sums:
         """The sums of all ranks together."""
@@ -161,11 +215,13 @@ def term_sums(
 
 
 def update(
-    policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int
-) -> dict[str, Any]:
+    policy: Policy, sequences: list[TokenSequence], coefficients: dict[str, float], *, step: int,
+    begin: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:  # fmt: skip
     """One gradient step on the weighted sum over all micro-batches; returns the log's losses and norms.
 
-    Every rank is given all sequences of the step. Raise NotFiniteError where loss or gradient is not finite (the
+    Every rank is given all sequences of the step. `begin` is told each micro-batch before it, and may raise: weights
+    and optimizer change only after all of them. Raise NotFiniteError where loss or gradient is not finite (the
     optimizer does not step), SharedError where sampler and trainer disagree by more than the ceiling.
     """
     counts = term_counts(sequences, normalization=policy.stage.normalization)
@@ -173,12 +229,13 @@ def update(
     sums = Sums()
     policy.optimizer.zero_grad(set_to_none=False)  # taken anew every step, their memory would break up the heap
     for number, micro in enumerate(policy.split(trained)):
-        policy.ranks.mark(f"step {step + 1}: micro-batch {number + 1}")
+        begin(f"update, micro-batch {number + 1}")
         start_T = None
         if coefficients["kl"] > 0:
             with torch.no_grad():
                 start_T = policy.logprobs(micro, policy.start)[0]
-        logprobs_T, entropy_T = policy.logprobs(micro)
+        with watched_backward(policy.model) as reached:
+            logprobs_T, entropy_T = policy.logprobs(micro)
         parts = term_sums(
             logprobs_T, micro, coefficients, policy.stage,
             sampler_clip=policy.settings.sampler_clip, start_logprobs_T=start_T,
@@ -191,6 +248,8 @@ def update(
         sums.total += float(loss.detach())
         for term, value in parts.items():
             sums.add(term, value)
+        if not all(math.isfinite(value) for value in reached):
+            sums.broken.append(f"gradient of micro-batch {number + 1}, which has {' and '.join(parts)}")
         _measure(sums, policy, micro, logprobs_T.detach(), entropy_T)
     own, sums = sums, sums.over(policy.ranks)
     gap = sums.gap / sums.rollout_tokens if sums.rollout_tokens else None
@@ -208,8 +267,8 @@ def update(
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, policy.settings.max_grad_norm)))
         if not (math.isfinite(norm) and math.isfinite(sums.total)):
-            bad = [(rank, terms) for rank, terms in enumerate(policy.ranks.collect([own.not_finite()])) if terms]
-            where = "".join(f" (rank {rank}: {', '.join(terms)})" for rank, terms in bad)
+            bad = [(rank, places) for rank, places in enumerate(policy.ranks.collect([own.not_finite()])) if places]
+            where = "".join(f" (rank {rank}: {', '.join(places)})" for rank, places in bad)
             raise NotFiniteError(
                 f"step {step + 1}: loss {sums.total} or gradient norm {norm} is not finite{where}; nothing was updated"
             )
@@ -227,6 +286,25 @@ def update(
         "sampler__clipped_share": sums.clipped / tokens if measured else None,
         "tokens__trained": sums.trained_tokens,
     }
+
+
+@contextmanager
+def watched_backward(model: Any) -> Iterator[list[Tensor]]:
+    """Sums of the gradients that reach the embedding in the backward of a forward made inside.
+
+    What goes wrong in a rank's backward shows there, before gradients are summed over ranks.
+    """
+    reached: list[Tensor] = []
+
+    def look(_module: Any, _inputs: Any, embedded: Tensor) -> None:
+        if embedded.requires_grad:
+            embedded.register_hook(lambda gradient: reached.append(gradient.detach().sum()))
+
+    handle = model.get_input_embeddings().register_forward_hook(look)
+    try:
+        yield reached
+    finally:
+        handle.remove()
 
 
 def _measure(sums: Sums, policy: Policy, micro: MicroBatch, logprobs_T: Tensor, entropy_T: Tensor) -> None:

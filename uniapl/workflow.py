@@ -32,7 +32,7 @@ TARGETS = ("all", "matrix", "ablations")
 PAPER_MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B")
 NOT_IN_THIS_VERSION = (
     "parts of the suite that this version does not contain (config/paper.yaml, the POLAR discriminator, the teacher "
-    "Qwen3-235B-A22B-Instruct-2507 behind an endpoint, AutoIF's and IFEval's training data, training on several GPUs)"
+    "Qwen3-235B-A22B-Instruct-2507 behind an endpoint, AutoIF's and IFEval's training data)"
 )
 
 
@@ -120,7 +120,7 @@ def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
     for target in TARGETS:
         study = load_study(scale, own[target] | settings.overrides)
         try:
-            kind = resolve_kind(study.sampler)
+            kind = resolve_kind(study.sampler, study.machine)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         plans[target] = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))

@@ -1,7 +1,7 @@
 """What test_ranks.py starts on each rank: `uniapl.train` with a stand-in discriminator and, if asked, a faulty rank.
 
-`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan DIR --model ...`: samples are recorded
-into FILE, or replayed from it where it exists.
+`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang DIR --model ...`:
+samples are recorded into FILE, or replayed from it where it exists.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from tests.invariance.small_step import HashDiscriminator
 from uniapl import train, update
+from uniapl.config import MachineSpec
 from uniapl.entry import run_stage
 from uniapl.records import Sample
 
@@ -31,6 +33,8 @@ class Awake:
     def sleep(self) -> None: ...
 
     def wake(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Recorder(Awake):
@@ -74,9 +78,26 @@ def break_rank(fault: str) -> None:
             return real(sequences[rank::size], **options)
 
         update.term_counts = local  # type: ignore[assignment]
-    if fault == "nan" and os.environ["RANK"] == "1":
-        real_loss = update.sft_loss
+    if os.environ.get("RANK") != "1":
+        return
+    real_loss, real_judge = update.sft_loss, train.judge
+    if fault == "nan":
         update.sft_loss = lambda *a, **k: real_loss(*a, **k) * float("nan")  # type: ignore[assignment]
+    if fault == "nan_gradient":
+
+        def faulty(logprobs_T: Tensor, *arguments: Any, **options: Any) -> Tensor:
+            logprobs_T = logprobs_T * 1
+            logprobs_T.register_hook(lambda gradient: gradient * float("nan"))
+            return real_loss(logprobs_T, *arguments, **options)
+
+        update.sft_loss = faulty  # type: ignore[assignment]
+    if fault == "hang":
+
+        def hanging(groups: Any) -> None:
+            real_judge(groups)
+            time.sleep(600)
+
+        train.judge = hanging
 
 
 def main() -> None:
@@ -93,7 +114,10 @@ def main() -> None:
             Replay(own.samples) if own.samples.exists() else Recorder(real(*a, **k), own.samples)
         )
     break_rank(own.fault)
-    run_stage(train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"))
+    run_stage(
+        train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"),
+        parsed={"machine": MachineSpec.model_validate_json},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

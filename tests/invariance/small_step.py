@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uniapl import train
-from uniapl.config import StageSpec, TrainSpec
+from uniapl.config import MachineSpec, StageSpec, TrainSpec
 from uniapl.models import weights_directory
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Demonstration, Prompt, write_jsonl
@@ -55,11 +55,12 @@ class Setting:
     prompts: list[Prompt]
     demonstrations: list[Demonstration]
 
-    def policy(self, stage: StageSpec, **settings: Any) -> Policy:
+    def policy(self, stage: StageSpec, *, machine: MachineSpec | None = None, **settings: Any) -> Policy:
         weights = weights_directory(self.model_directory)
         return open_policy(
-            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32"
-        )
+            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32",
+            machine=machine,
+        )  # fmt: skip
 
     def loop(self, directory: Path, stage: StageSpec, discriminator: Any, *, seed: int = 0, **settings: Any) -> Loop:
         sampler = HFSampler(weights_directory(self.model_directory), max_sequences=64, dtype="float32")
@@ -70,7 +71,9 @@ class Setting:
 class Run:
     """A run directory with its inputs on disk, trained by the command's own main function."""
 
-    def __init__(self, root: Path, setting: Setting, stage: StageSpec, **settings: Any) -> None:
+    def __init__(
+        self, root: Path, setting: Setting, stage: StageSpec, *, config: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
         prompts = len(setting.prompts)
         data = {
             "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
@@ -79,7 +82,7 @@ class Run:
         self.config = {
             "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**settings).model_dump(), "data": data,
             "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1},
-        }  # fmt: skip
+        } | (config or {})  # fmt: skip
         self.root, self.model_directory = root, setting.model_directory
         write_jsonl(root / "train.jsonl", setting.prompts)
         write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)

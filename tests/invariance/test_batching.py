@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from tests.invariance.small_step import (
     MAX_NEW_TOKENS,
@@ -21,7 +22,7 @@ from tests.invariance.small_step import (
 )
 from uniapl import update as update_module
 from uniapl.batch import MicroBatch, needs_gradient
-from uniapl.config import StageSpec
+from uniapl.config import MachineSpec, StageSpec
 from uniapl.records import TokenSequence
 from uniapl.rollouts import collect, demonstration_sequences, judge, rollout_sequences, score
 from uniapl.update import Policy, coefficients_at, update
@@ -150,10 +151,61 @@ def test_the_order_of_sequences_does_not_matter(setting: Setting, recorded: Reco
     assert_same_update(gradients(policy, recorded.sequences(stage)[::-1], stage), reference(setting, recorded, stage))
 
 
-def test_the_chunk_size_does_not_matter(setting: Setting, recorded: Recorded) -> None:
+def test_the_vocabulary_block_does_not_matter(setting: Setting, recorded: Recorded) -> None:
     stage = stage_spec("uniapl", **COEFFICIENTS)
-    policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, logprob_chunk_tokens=7, max_grad_norm=1e6)
+    policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, max_grad_norm=1e6)
+    policy = replace(policy, logits_bytes=2**20)
     assert_same_update(gradients(policy, recorded.sequences(stage), stage), reference(setting, recorded, stage))
+
+
+@pytest.mark.parametrize(
+    ("checkpointed", "compiled", "packing"),
+    [
+        (True, False, True), (True, False, False), pytest.param(False, True, True, marks=pytest.mark.slow),
+        pytest.param(True, True, True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_checkpointed_and_compiled_layers_do_not_matter(
+    setting: Setting, recorded: Recorded, checkpointed: bool, compiled: bool, packing: bool
+) -> None:
+    stage = stage_spec("uniapl", **COEFFICIENTS, w_kl=0.1)
+    machine = MachineSpec(activation_checkpointing=checkpointed, compile=compiled)
+    counters.clear()
+    policy = setting.policy(
+        stage, machine=machine, micro_batch_tokens=MANY_MICRO_BATCHES, packing=packing, max_grad_norm=1e6
+    )
+    ours = gradients(policy, recorded.sequences(stage), stage)
+    assert_same_update(ours, reference(setting, recorded, stage))
+    assert bool(counters["stats"]["unique_graphs"]) == compiled
+    assert not counters["graph_break"]
+    assert not counters["unimplemented"], "a recompile limit was hit"
+
+
+def test_checkpointed_layers_keep_their_inputs_alone_for_the_backward(setting: Setting, recorded: Recorded) -> None:
+    stage = stage_spec("uniapl", **COEFFICIENTS)
+
+    def saved_bytes(*, checkpointed: bool) -> int:
+        """Of the tensors that a forward keeps, each storage once, weights not counted."""
+        machine = MachineSpec(activation_checkpointing=checkpointed)
+        policy = setting.policy(stage, machine=machine, micro_batch_tokens=ONE_MICRO_BATCH)
+        (micro,) = policy.split(recorded.sequences(stage))
+        known = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logprobs_T, _ = policy.logprobs(micro)
+        assert logprobs_T.requires_grad
+        return sum(kept.values())
+
+    plain, checkpointed = saved_bytes(checkpointed=False), saved_bytes(checkpointed=True)
+    # Two layers of a dozen activations each become two inputs; the final norm, the head's states and the mask stay.
+    assert checkpointed < plain / 3
 
 
 def test_leaving_flat_sequences_out_equals_keeping_them(

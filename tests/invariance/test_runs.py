@@ -146,7 +146,7 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
     run, real_update = adversarial_run(tmp_path, setting), train.update
 
     def interrupted_update(*arguments: Any, **named: Any) -> Any:
-        if named["step"] == 2:
+        if named["step"] == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return real_update(*arguments, **named)
 

@@ -30,6 +30,7 @@ from uniapl.update import Policy, term_sums
 VOCABULARY, END, PAD = 97, 1, 0
 NUM_PROMPTS, NUM_ROLLOUTS, MAX_NEW_TOKENS = 4, 4, 12
 SAMPLER_CLIP = 2.0  # C
+BLOCK_BYTES = 4096  # of logits: several blocks of the vocabulary
 REWARDS_PK = [
     [1.0, 0.0, 0.0, 1.0],
     [1.0, 1.0, 1.0, 1.0],
@@ -56,7 +57,7 @@ class FixedBatch:
 
 
 def train_spec(*, packing: bool = False, micro_batch_tokens: int = 50) -> TrainSpec:
-    values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing, "logprob_chunk_tokens": 7}
+    values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing}
     return TrainSpec(**values, sampler_clip=SAMPLER_CLIP)
 
 
@@ -68,7 +69,10 @@ def stage_spec(**changes: Any) -> StageSpec:
 
 def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return Policy(model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32")
+    return Policy(
+        model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32",
+        logits_bytes=BLOCK_BYTES,
+    )  # fmt: skip
 
 
 def perturbed(weights: Weights, generator: torch.Generator, size: float) -> Weights:

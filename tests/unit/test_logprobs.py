@@ -1,4 +1,4 @@
-"""Chunked log-probs and entropy against plain log_softmax, values and gradients."""
+"""Log-probs and entropy by vocabulary blocks against plain log_softmax: values, gradients and memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.memory import peak_bytes
+from uniapl.config import LOGITS_BYTES
 from uniapl.logprobs import chunked_logprobs
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 101
+WORD = 4 * TOKENS  # bytes of the logits of one word
+BLOCKS = {"a word each": 1, "ten words and a rest of one": 10 * WORD, "one block": 10**9}
+SEVEN_WORDS = 7 * WORD + 3  # 14 blocks and a rest of 3 words
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -27,13 +32,16 @@ def naive(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperature: fl
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 5, 23, 1000])
-def test_values_and_gradients_equal_log_softmax(chunk: int, temperature: float) -> None:
+@pytest.mark.parametrize("logits_bytes", [*BLOCKS.values(), SEVEN_WORDS], ids=[*BLOCKS, "uneven"])
+def test_values_and_gradients_equal_log_softmax(logits_bytes: int, temperature: float) -> None:
     hidden_TD, head_VD, targets_T, upstream_T = inputs()
-    logprobs_T, entropy_T = chunked_logprobs(hidden_TD, head_VD, targets_T, chunk_tokens=chunk, temperature=temperature)
+    logprobs_T, entropy_T = chunked_logprobs(
+        hidden_TD, head_VD, targets_T, logits_bytes=logits_bytes, temperature=temperature
+    )
     expected_T, expected_entropy_T = naive(hidden_TD, head_VD, targets_T, temperature)
     torch.testing.assert_close(logprobs_T, expected_T, atol=1e-5, rtol=0)
-    torch.testing.assert_close(entropy_T, expected_entropy_T.detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(entropy_T, expected_entropy_T.detach(), atol=1e-5, rtol=0)
+    assert not entropy_T.requires_grad
     ours = torch.autograd.grad(logprobs_T, (hidden_TD, head_VD), upstream_T)
     expected = torch.autograd.grad(expected_T, (hidden_TD, head_VD), upstream_T)
     for gradient, wanted in zip(ours, expected, strict=True):
@@ -43,7 +51,7 @@ def test_values_and_gradients_equal_log_softmax(chunk: int, temperature: float) 
 
 def test_bfloat16_states_keep_float32_sums_and_the_head_its_own_type() -> None:
     hidden_TD, head_VD, targets_T, upstream_T = inputs(torch.bfloat16)
-    logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD, targets_T, chunk_tokens=5, temperature=1.0)
+    logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=SEVEN_WORDS, temperature=1.0)
     rounded_VD = head_VD.detach().bfloat16().float().requires_grad_()  # the product runs in the states' type
     expected_T, _ = naive(hidden_TD, rounded_VD, targets_T, 1.0)
     assert logprobs_T.dtype == torch.float32
@@ -55,26 +63,88 @@ def test_bfloat16_states_keep_float32_sums_and_the_head_its_own_type() -> None:
         assert (gradient - reference.float()).norm() / reference.float().norm() < 0.02
 
 
+def test_under_autocast_the_backward_computes_the_forwards_logits() -> None:
+    hidden_TD, head_VD, targets_T, upstream_T = inputs()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=SEVEN_WORDS, temperature=1.0)
+    gradients = torch.autograd.grad(logprobs_T, (hidden_TD, head_VD), upstream_T)  # outside, as the trainer does
+    rounded_TD = hidden_TD.detach().bfloat16().requires_grad_()
+    wanted_T, _ = chunked_logprobs(rounded_TD, head_VD, targets_T, logits_bytes=SEVEN_WORDS, temperature=1.0)
+    wanted = torch.autograd.grad(wanted_T, (rounded_TD, head_VD), upstream_T)
+    assert torch.equal(logprobs_T, wanted_T)
+    assert [g.dtype for g in gradients] == [torch.float32, torch.float32]
+    assert torch.equal(gradients[0].bfloat16(), wanted[0])
+    assert torch.equal(gradients[1], wanted[1])
+
+
 def test_a_frozen_head_gets_no_gradient() -> None:
     hidden_TD, head_VD, targets_T, _ = inputs()
-    logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD.detach(), targets_T, chunk_tokens=5, temperature=1.0)
+    logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD.detach(), targets_T, logits_bytes=SEVEN_WORDS, temperature=1.0)
     logprobs_T.sum().backward()
     assert hidden_TD.grad is not None
     assert head_VD.grad is None
 
 
+def test_no_tokens_give_a_gradient_of_zero() -> None:
+    hidden_TD, head_VD, targets_T, _ = inputs()
+    logprobs_T, entropy_T = chunked_logprobs(hidden_TD[:0], head_VD, targets_T[:0], logits_bytes=40, temperature=1.0)
+    assert logprobs_T.shape == entropy_T.shape == (0,)
+    logprobs_T.sum().backward()
+    for parameter in (hidden_TD, head_VD):
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+
+
+def test_a_target_outside_of_the_vocabulary_is_not_a_number() -> None:
+    hidden_TD, head_VD, targets_T, _ = inputs()
+    targets_T[3] = VOCABULARY
+    logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=SEVEN_WORDS, temperature=1.0)
+    assert logprobs_T.isnan().nonzero().tolist() == [[3]]
+
+
 def test_entropy_of_equal_logits_is_the_logarithm_of_the_vocabulary() -> None:
     logprobs_T, entropy_T = chunked_logprobs(
-        torch.zeros(2, 3), torch.ones(8, 3), torch.tensor([0, 7]), chunk_tokens=1, temperature=1.0
+        torch.zeros(2, 3), torch.ones(8, 3), torch.tensor([0, 7]), logits_bytes=24, temperature=1.0
     )
     assert entropy_T.tolist() == pytest.approx([math.log(8)] * 2)
     assert logprobs_T.tolist() == pytest.approx([-math.log(8)] * 2)
 
 
-def test_extreme_logits_stay_finite() -> None:
+@pytest.mark.parametrize("logits_bytes", [8, 16])  # one word a block, both in one
+def test_extreme_logits_stay_finite(logits_bytes: int) -> None:
     hidden_TD = torch.tensor([[1e4], [-1e4]])
     logprobs_T, entropy_T = chunked_logprobs(
-        hidden_TD, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]), chunk_tokens=1, temperature=1.0
+        hidden_TD, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 0]), logits_bytes=logits_bytes, temperature=1.0
     )
     assert logprobs_T.tolist() == [0.0, -2e4]
     assert entropy_T.tolist() == pytest.approx([0.0, 0.0])
+
+
+def test_peak_bytes_counts_what_lives_at_once() -> None:
+    def function() -> Tensor:
+        first = torch.ones(1_000_000)
+        second = first.mul(2)  # 8 MB live here
+        del first
+        return second.exp_().sum()
+
+    assert peak_bytes(function) == pytest.approx(8_000_000, abs=100)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("width", "dtype"), [(1024, torch.float32), (1024, torch.bfloat16), (2560, torch.bfloat16)], ids=str
+)
+def test_qwen3s_vocabulary_needs_at_most_600_megabytes(width: int, dtype: torch.dtype) -> None:
+    """Extra is the peak of all tensors made in forward and backward, less the two gradients that backward returns."""
+    hidden_TD = torch.randn(8192, width).to(dtype).requires_grad_()
+    head_VD = (torch.randn(151_936, width) / width**0.5).requires_grad_()
+    targets_T = torch.randint(len(head_VD), (len(hidden_TD),))
+
+    def forward_and_backward() -> None:
+        chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=LOGITS_BYTES, temperature=1.0)[0].sum().backward()
+
+    peak = peak_bytes(forward_and_backward)
+    returned = sum(t.grad.nbytes for t in (hidden_TD, head_VD) if t.grad is not None)
+    assert returned == hidden_TD.nbytes + head_VD.nbytes
+    assert LOGITS_BYTES < peak - returned <= 600_000_000

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from uniapl import sampler as engines
-from uniapl.config import ModelSpec, SamplerSpec
+from uniapl.config import MachineSpec, ModelSpec, SamplerSpec
 from uniapl.models import build_model, load_policy, save_model
 from uniapl.sampler import make_sampler, resolve_compute, resolve_kind
 from uniapl.sampler_hf import HFSampler
@@ -133,9 +133,9 @@ def test_weights_that_are_not_pushed_are_noticed(checkpoint: Path) -> None:
 
 def test_vllm_is_refused_in_one_line_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "explain_fallback", lambda: "this CPU lacks avx2: sampling with transformers")
-    assert resolve_kind(spec_of("auto")) == "hf"
+    assert resolve_kind(spec_of("auto"), MachineSpec.model_validate({})) == "hf"
     with pytest.raises(ValueError, match=r"set sampler\.kind to auto or hf"):
-        resolve_kind(spec_of("vllm"))
+        resolve_kind(spec_of("vllm"), MachineSpec.model_validate({}))
 
 
 def test_auto_computes_in_bfloat16_only_where_it_is_the_faster_type(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,11 +155,11 @@ def test_auto_computes_in_bfloat16_only_where_it_is_the_faster_type(monkeypatch:
 
 @pytest.mark.slow
 def test_vllm_agrees_with_a_forward_and_takes_pushed_weights(checkpoint: Path) -> None:
-    if resolve_kind(spec_of("auto")) != "vllm":
+    if resolve_kind(spec_of("auto"), MachineSpec.model_validate({})) != "vllm":
         pytest.skip(f"vLLM cannot run here: {engines.explain_fallback()}")
     num_threads = torch.get_num_threads()
     model = load_policy(checkpoint, dtype="float32")
-    sampler = make_sampler(spec_of("vllm"), checkpoint, dtype="float32")
+    sampler = make_sampler(spec_of("vllm"), checkpoint, dtype="float32", machine=MachineSpec.model_validate({}))
     try:
         assert torch.get_num_threads() == num_threads
         sampled = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=24, temperature=0.5)

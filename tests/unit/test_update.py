@@ -40,6 +40,9 @@ class Decoder(torch.nn.Module):
 
         return decode
 
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.embedding
+
     def get_output_embeddings(self) -> torch.nn.Linear:
         return self.head
 
@@ -48,7 +51,7 @@ def make_policy(stage: StageSpec, **settings: Any) -> Policy:
     model, start = Decoder(0), Decoder(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=0.0)
     spec = TrainSpec(**({"micro_batch_tokens": 64, "max_grad_norm": 1e6} | settings))
-    return Policy(model, optimizer, None, start, CPU, spec, stage, 8, "float32")
+    return Policy(model, optimizer, None, start, CPU, spec, stage, 8, "float32", 2**20)
 
 
 def logprobs_of(policy: Policy, completion: list[int], prompt: list[int]) -> list[float]:

@@ -18,11 +18,12 @@ Snakemake = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def copy_project(target: Path) -> Path:
-    """Copy what Snakemake needs; results start empty."""
+    """Copy what Snakemake needs, anew where it is there; results start empty."""
     target.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         source = REPOSITORY / part
         if source.is_dir():
+            shutil.rmtree(target / part, ignore_errors=True)
             shutil.copytree(source, target / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target / part)

@@ -38,6 +38,9 @@ try:
         ROOT = OUTPUT = str(PLANS[TARGET].root)
         INDEX = study_index(PLANS[TARGET])
         UPSTREAM = study_workflow.upstream(PLANS)
+        # How this machine executes a stage is no reason to make it again, so it stands in no rule's params.
+        MACHINE = PLANS[TARGET].study.machine
+        SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
             study_workflow.check_memory(PLANS[TARGET])

@@ -55,7 +55,7 @@ rule demonstrations:
     params:
         options=options("demonstrations"),
     shell:
-        "{LAUNCH} -m uniapl.teachers {params.options} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
 
 
 # The head that tells base answers from the expert's; fixed afterwards.

@@ -36,5 +36,6 @@ rule evaluate:
     resources:
         mem_mb=MEMORY_MB,
     shell:
-        "{LAUNCH} -m uniapl.evaluate {input.study:q} --share {wildcards.share} 2>&1 | tee -i {log:q} "
+        "{LAUNCH} -m uniapl.evaluate {input.study:q} --share {wildcards.share} --machine {SETTINGS_OF_MACHINE} "
+        "2>&1 | tee -i {log:q} "
         "&& cp {input.study:q} {output.done:q}"

@@ -1,11 +1,19 @@
 # Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
-# How this machine executes a run is no reason to train it again, so it does not stand in the rule's params.
-MACHINE = PLANS[TARGET].study.machine
 RANK_THREADS = max(1, SHARED_THREADS // MACHINE.ranks)
 TRAINER = f"{LAUNCH} --ranks {MACHINE.ranks} -m uniapl.train"
-SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
+
+
+def trained(_):
+    """The manifest of every run."""
+    return [str(run.manifest) for run in plan().runs]
+
+
+# A target of its own: all training, and nothing after it.
+rule runs:
+    input:
+        trained,
 
 
 # Only the manifest is declared: snakemake deletes declared files before an attempt, and checkpoints must survive it.
