@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
 from itertools import pairwise
@@ -113,7 +114,7 @@ def step_times(sampler: VLLMSampler, model: Any, shape: Shape, options: argparse
         split, gap = one_step(sampler, policy, shape, options)
         for name, seconds in split.items() if repetition >= 0 else ():
             parts.setdefault(name, []).append(seconds)
-    whole = [sum(times) for times in zip(*parts.values(), strict=True)]
+    whole = [math.fsum(times) for times in zip(*parts.values(), strict=True)]
     return {
         "step": {"whole": spread(whole), **{name: spread(times) for name, times in parts.items()}},
         "sampler_gap_nats": gap,

@@ -29,17 +29,19 @@ SETTINGS: dict[str, Any] = {"micro_batch_tokens": 200, "checkpoint_every": 7}
 
 
 def launch(
-    run: Run, *, ranks: int, samples: Path | None = None, fault: str = "", **machine: Any
-) -> subprocess.CompletedProcess[str]:
-    """Train on that many processes, each with one thread."""
+    run: Run, *, ranks: int, samples: Path | None = None, fault: str = "", weights: Path | None = None,
+    gpus: str = "", **machine: Any,
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Train on that many processes, each with one thread, on the CPU or on the named GPUs."""
     launcher = ["-m", "uniapl.launch", "--ranks", str(ranks)]
-    options = [*(["--samples", str(samples)] if samples else []), *(["--fault", fault] if fault else [])]
+    given = {"--samples": samples, "--fault": fault, "--weights": weights}
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
     inputs = [word for name, path in run.inputs().items() for word in (f"--{name}", str(path))]
     command = [
         sys.executable, *launcher, "-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs,
         "--machine", MachineSpec(**machine).model_dump_json(),
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
