@@ -67,7 +67,7 @@ def train_settings(**changes: Any) -> Any:
     """What an update reads of TrainSpec, without pydantic: the values of config/default.yaml, and no ceiling."""
     values = {
         "temperature": 1.0, "sampler_clip": 2.0, "sampler_gap_ceiling": math.inf, "micro_batch_tokens": 8192,
-        "packing": True, "logprob_chunk_tokens": 512, "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
+        "packing": True, "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
         "weight_decay": 0.0,
     }  # fmt: skip
     return SimpleNamespace(**(values | changes))
@@ -84,7 +84,9 @@ def stage_settings(**changes: Any) -> Any:
 
 def machine_settings(*, activation_checkpointing: bool = False, compiled: bool = False) -> Any:
     """What an update reads of MachineSpec, without pydantic."""
-    return SimpleNamespace(activation_checkpointing=activation_checkpointing, compile=compiled)
+    return SimpleNamespace(
+        activation_checkpointing=activation_checkpointing, compile=compiled, logits_bytes=128 * 2**20
+    )
 
 
 def random_rows(shape: Shape, *, rows: int, row_tokens: int) -> list[TokenSequence]:

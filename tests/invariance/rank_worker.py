@@ -1,6 +1,6 @@
 """What test_ranks.py starts on each rank: `uniapl.train` with a stand-in discriminator and, if asked, a faulty rank.
 
-`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang --weights FILE DIR ..`:
+`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang --weights FILE DIR`:
 samples are recorded into FILE, or replayed from it where it exists; the trainer's last weights are kept before export.
 """
 
