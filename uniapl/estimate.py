@@ -29,8 +29,6 @@ FLOAT32 = 4
 BYTES = {"float32": FLOAT32, "bfloat16": 2}
 PROMPT_TOKENS = 256  # assumed of a long prompt
 VLLM_GPU_SHARE = 0.35  # GPU_MEMORY_SHARE of sampler_vllm.py, which cannot be imported here; a test compares them
-LOGITS_FORWARD = 3  # float32 buffers of one block: logits, probabilities, and the next block's logits
-LOGITS_BACKWARD = 2  # the block's gradient in place of its logits, and the block before
 GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
 HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
 TOKEN_BYTES = 6 * 8 + 7 * FLOAT32  # of a micro-batch: ids, positions, places, targets (int64), weights and advantages
@@ -94,7 +92,6 @@ class Memory:
     logits: int  # blocks of logits, and the gradients of head and embedding
     sampler: SamplerMemory
     discriminator: int
-    loading: int  # the whole models, before they are sharded
 
     @property
     def update(self) -> int:
@@ -103,10 +100,10 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The most at any time: models being loaded, answers being sampled, or the policy being updated."""
+        """The most at any time: while answers are sampled, or while the policy is updated."""
         resident = self.update - self._step + self.discriminator
         sampling = self.sampler.weights + self.sampler.kv_cache
-        return max(self.loading, resident + max(self._step + self.sampler.asleep, sampling))
+        return resident + max(self._step + self.sampler.asleep, sampling)
 
     @property
     def _step(self) -> int:
@@ -133,14 +130,13 @@ def largest_batch(stage: StageSpec, train: TrainSpec, data: DataSpec, *, ranks: 
     return Batch(rows=rows, width=width, predicted=rows * width, number=number)
 
 
-def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, residual: int) -> int:
-    """Bytes that autograd saves of one decoder layer. `compute` and `residual` are bytes of an element.
+def saved_by_layer(shape: Shape, batch: Batch, *, compute: int) -> int:
+    """Bytes that autograd saves of one decoder layer; `compute` is an element's size in the matrix products.
 
-    Under autocast embeddings and norms are float32 and every matrix casts its own input; where the weights themselves
-    are bfloat16, so is the residual stream, and the matrices behind a norm share their input.
+    The residual stream is float32. Where the products are not, autocast casts each matrix's own input.
     """
-    inputs = 2 if residual == compute else 5  # of q, k, v, and of gate, up
-    norms = 2 * shape.hidden * (FLOAT32 + residual)  # what each norm normalises, and the result before its weight
+    inputs = 2 if compute == FLOAT32 else 5  # of q, k and v, and of gate and up
+    norms = 2 * shape.hidden * 2 * FLOAT32  # what each norm normalises, and the result before its weight
     statistics = FLOAT32 * (2 + shape.heads)  # a norm's 1/rms; the attention's log-sum-exp by head
     if shape.head_norms:
         norms += (shape.queries + shape.keys) * (FLOAT32 + compute)
@@ -151,73 +147,80 @@ def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, residual: int) -
     return batch.positions * by_position + batch.mask * compute  # the mask as numbers to add, made by every layer
 
 
-def logits_buffers(shape: Shape, *, predicted: int, block_tokens: int) -> tuple[int, int]:
-    """Bytes of the logits that exist at once, in forward and backward: float32 blocks of tokens x vocabulary."""
-    block = FLOAT32 * shape.vocabulary * min(block_tokens, predicted)
-    return LOGITS_FORWARD * block, LOGITS_BACKWARD * block
+def logits_buffers(shape: Shape, *, predicted: int, logits_bytes: int, compute: int) -> tuple[int, int]:
+    """Bytes that the logits' blocks take at once, in forward and backward."""
+    words = min(shape.vocabulary, max(1, logits_bytes // (FLOAT32 * predicted)))
+    block, casts = FLOAT32 * words * predicted, 0
+    if compute < FLOAT32:  # the block of the head, and its gradient before it is written as float32
+        casts = 2 * words * shape.hidden * compute
+    forward = 2 * block  # logits and their exponentials
+    backward = block + (words * predicted * compute if compute < FLOAT32 else 0)  # their gradient, and its cast
+    return forward + casts, backward + casts
 
 
 def moments(
-    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, block_tokens: int
+    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int
 ) -> tuple[Moment, ...]:
     """The moments of an update at which its memory can be highest."""
-    size = BYTES[compute]
-    residual = FLOAT32 if ranks == 1 else size  # one rank keeps float32 weights and casts, FSDP2 gathers casts
-    tokens = batch.positions
-    by_layer = saved_by_layer(shape, batch, compute=size, residual=residual)
-    checkpoint = tokens * shape.hidden * residual  # a layer's input
-    rotary = 2 * tokens * shape.head_dim * residual  # cos and sin, shared by the layers
-    final = tokens * shape.hidden * (FLOAT32 + residual)  # the last norm's input and result, as in a layer
-    picked = batch.predicted * shape.hidden * residual  # hidden states that predict, saved for the logits
+    size, tokens = BYTES[compute], batch.positions
+    by_layer = saved_by_layer(shape, batch, compute=size)
+    states = tokens * shape.hidden * FLOAT32  # a layer's input or output, or its gradient
+    rotary = 2 * tokens * shape.head_dim * FLOAT32  # cos and sin, shared by the layers
+    final = 2 * states  # the last norm's input, and the result before its weight
+    picked = batch.predicted * shape.hidden  # elements of the hidden states that predict
     masks = batch.number * (batch.mask + batch.positions * TOKEN_BYTES)  # bool, of all micro-batches of the step
-    kept = shape.layers * (checkpoint if activation_checkpointing else by_layer) + rotary + final + picked + masks
+    by_layers = shape.layers * (states if activation_checkpointing else by_layer)
+    kept = by_layers + rotary + final + picked * size + masks
     again = by_layer if activation_checkpointing else 0  # one layer's activations, computed again in its backward
-
-    one_head = FLOAT32 * shape.embedding_parameters
-    waiting = one_head if shape.tied else 0  # the head's gradient, until the embedding's is there to be added
-    logits_forward, logits_backward = logits_buffers(shape, predicted=batch.predicted, block_tokens=block_tokens)
-    states = tokens * shape.hidden * residual  # the decoder's output, or its gradient
-    # The first step of a layer's backward: gradients of the product, of silu and of up; or the first of them and the
-    # gradient of a weight, in the compute type and in float32.
+    # The first steps of a layer's backward: gradients of the product, of silu and of up; or the first of them and a
+    # weight's gradient, in the compute type and in float32.
     weight = shape.hidden * shape.intermediate * (FLOAT32 if size == FLOAT32 else FLOAT32 + size)
     product = tokens * shape.intermediate * size
     backward = max(2 * product, product + weight) + 2 * states
 
+    head = FLOAT32 * shape.embedding_parameters
+    # The head's gradient waits for the embedding's, to be added to it or, by FSDP2, to be summed over the ranks.
+    waiting = head if shape.tied or ranks > 1 else 0
+    forward_blocks, backward_blocks = logits_buffers(
+        shape, predicted=batch.predicted, logits_bytes=logits_bytes, compute=size
+    )
     if ranks == 1:
-        cast = size * shape.layers * shape.matrices_of_layer if size < FLOAT32 else 0
-        head_cast = size * shape.embedding_parameters if size < FLOAT32 else 0
-        in_forward, in_backward = cast, cast
-        if activation_checkpointing:  # autocast keeps the casts until its end; in the backward one layer makes its own
-            in_backward = cast // shape.layers
-        in_layer, at_end = in_backward, 0
+        casts = size * shape.layers * shape.matrices_of_layer if size < FLOAT32 else 0
+        in_forward, at_end = casts, 0
+        # Autocast keeps all casts to its end; with checkpointing a layer makes its own again in its backward.
+        in_backward = casts // shape.layers if activation_checkpointing else casts
+        in_layer = in_backward
     else:
-        root, layer = size * shape.root_parameters, size * shape.layer_parameters
-        head_cast = 0
+        root, layer = FLOAT32 * shape.root_parameters, size * shape.layer_parameters
         in_forward = in_backward = root + 2 * layer  # this layer, and the next that is fetched meanwhile
         in_layer = in_backward + layer + FLOAT32 * shape.layer_parameters  # its whole gradient, and that in float32
-        at_end = root + FLOAT32 * shape.root_parameters
+        at_end = root if shape.tied else 2 * root  # and what is sent to the other ranks
 
     return (
-        Moment("logits", in_forward, kept + states, logits_forward + head_cast),
-        Moment("gradient of the logits", in_backward, kept + picked, logits_backward + one_head),
+        Moment("logits", in_forward, kept + states + picked * FLOAT32, forward_blocks),
+        Moment("gradient of the logits", in_backward, kept + picked * (FLOAT32 + size), backward_blocks + head),
         Moment("backward of the last layer", in_layer, kept + again + backward, waiting),
-        Moment("gradient of the embedding", at_end, masks + states, waiting + one_head),
+        Moment("gradient of the embedding", at_end, masks + states, waiting + head),
     )
 
 
 def sampler_memory(
-    shape: Shape, spec: SamplerSpec, data: DataSpec, *, kind: str, compute: str, gpu_bytes: int | None
-) -> SamplerMemory:
-    """What the engine needs; `gpu_bytes` is the memory of the GPU it runs on, None on CPU."""
+    shape: Shape, spec: SamplerSpec, data: DataSpec, *, kind: str, compute: str, gpu_bytes: int | None,
+    tensor_parallel: int,
+) -> SamplerMemory:  # fmt: skip
+    """What the engine needs on a rank; `gpu_bytes` is the memory of the GPU it runs on, None on CPU.
+
+    Nothing where answers are sampled by servers, or not at all.
+    """
     size = BYTES[compute]
-    weights = size * shape.parameters
-    token = 2 * shape.layers * shape.keys * size  # keys and values of one token
+    weights = size * shape.parameters // tensor_parallel
+    token = 2 * shape.layers * shape.keys * size // tensor_parallel  # keys and values of one token
     if kind == "vllm" and gpu_bytes is not None:
         share = int(VLLM_GPU_SHARE * gpu_bytes)
         least = token * spec.max_model_tokens  # one sequence
         return SamplerMemory(weights, max(least, share - weights), 0, max(0, weights + least - share))
     if kind == "vllm":
-        weights += size * shape.embedding_parameters  # the head, packed for the CPU's matrix products
+        weights += size * shape.embedding_parameters // tensor_parallel  # the head, packed for the CPU's products
         cache = int(spec.kv_cache_gib * 2**30)
         return SamplerMemory(weights, cache, weights + cache)
     if kind == "hf":
@@ -230,7 +233,7 @@ def sampler_memory(
 
 
 def rank_memory(
-    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, block_tokens: int,
+    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
     sampler: SamplerMemory, discriminator: DiscriminatorSpec | None,
 ) -> Memory:  # fmt: skip
     """What one of the ranks needs to train a model with this largest micro-batch."""
@@ -238,7 +241,7 @@ def rank_memory(
     highest = max(
         moments(
             shape, batch, compute=compute, ranks=ranks, activation_checkpointing=activation_checkpointing,
-            block_tokens=block_tokens,
+            logits_bytes=logits_bytes,
         ),
         key=lambda moment: moment.total,
     )  # fmt: skip
@@ -257,7 +260,6 @@ def rank_memory(
         logits=highest.logits,
         sampler=sampler,
         discriminator=judged,
-        loading=0 if ranks == 1 else all_weights + size * shape.parameters,
     )
 
 
@@ -276,9 +278,15 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
             compute=config["compute"],
             ranks=study.machine.ranks,
             activation_checkpointing=study.machine.activation_checkpointing,
-            block_tokens=study.train.logprob_chunk_tokens,
+            logits_bytes=study.machine.logits_bytes,
             sampler=sampler_memory(
-                shape, study.sampler, study.data, kind=kind, compute=config["compute"], gpu_bytes=gpu_bytes
+                shape,
+                study.sampler,
+                study.data,
+                kind=kind,
+                compute=config["compute"],
+                gpu_bytes=gpu_bytes,
+                tensor_parallel=study.machine.tensor_parallel,
             ),
             discriminator=study.discriminator,
         )

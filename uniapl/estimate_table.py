@@ -96,7 +96,7 @@ def on_this_machine(scale: str, *, overrides: Mapping[str, Any]) -> list[Row]:
     """The models of a scale, on this machine's GPUs or, without any, on its CPU."""
     study = load_study(scale, dict(overrides))
     try:
-        kind = resolve_kind(study.sampler)
+        kind = resolve_kind(study.sampler, study.machine)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     plan = make_plan(study, Path("results"), sampler=kind, compute=resolve_compute(study.compute))
@@ -151,7 +151,7 @@ def assumptions(row: Row) -> list[str]:
         + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and asleep else "")
         + (f" with {VLLM_GPU_SHARE:.0%} of a GPU, asleep during the update" if kind == "vllm" and not asleep else ""),
         f"discriminator: the first {study.discriminator.layer} layers of the base model, whole on every rank",
-        "total: the most at any time (loading, sampling, or updating), so not the sum where the sampler sleeps",
+        "total: the most at any time, sampling or updating, so not the sum where the sampler sleeps",
     ]
     if not asleep:
         lines.append(
