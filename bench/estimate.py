@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "bench" / "estimate.json"
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 39
 NUMBER = 2  # micro-batches of a rank's step
-BLOCK_TOKENS = 256
+LOGITS_BYTES = 32 * 2**20  # so that the largest vocabulary takes several blocks
 REPEATS = 3
 RANDOM: dict[str, dict[str, Any]] = {
     "random_30m": {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 6, "num_attention_heads": 6},
@@ -72,6 +72,8 @@ CASES = [
     Case("random_60m", micro_batch_tokens=1536),
     Case("random_60m", activation_checkpointing=True, micro_batch_tokens=1536),
     Case("random_30m", ranks=2),
+    Case("random_30m", "bfloat16", ranks=2),
+    Case("random_30m", "bfloat16", True, ranks=2),
 ]
 
 
@@ -132,7 +134,7 @@ def estimated(case: Case) -> Memory:
     return rank_memory(
         shape, Batch(rows=rows, width=width, predicted=answers * ANSWER_TOKENS, number=NUMBER),
         compute=case.compute, ranks=case.ranks, activation_checkpointing=case.activation_checkpointing,
-        block_tokens=BLOCK_TOKENS, sampler=SamplerMemory(), discriminator=None,
+        logits_bytes=LOGITS_BYTES, sampler=SamplerMemory(), discriminator=None,
     )  # fmt: skip
 
 
@@ -148,11 +150,12 @@ def measured(case: Case, directory: Path, ranks: Ranks = ALONE) -> dict[str, int
     stage = StageSpec.model_validate(
         {"name": "grpo", "title": "", "steps": REPEATS + 1, "mu": 0.0, "w_kl": 0.1, "learning_rate": 1e-5}
     )
-    settings = TrainSpec.model_validate({
-        "micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing,
-        "logprob_chunk_tokens": BLOCK_TOKENS, "sampler_gap_ceiling": 1000.0,
-    })  # fmt: skip
-    machine = {"ranks": case.ranks, "activation_checkpointing": case.activation_checkpointing}
+    settings = TrainSpec.model_validate(
+        {"micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing, "sampler_gap_ceiling": 1000.0}
+    )
+    machine = {
+        "ranks": case.ranks, "activation_checkpointing": case.activation_checkpointing, "logits_bytes": LOGITS_BYTES,
+    }  # fmt: skip
     policy = open_policy(
         directory, directory, settings, stage, max_new_tokens=ANSWER_TOKENS, compute=case.compute, ranks=ranks,
         machine=MachineSpec.model_validate(machine),
@@ -189,7 +192,7 @@ def in_its_own_process(case: Case, directory: Path) -> dict[str, int]:
 
 def run_rank(case: Case, directory: Path) -> None:
     """What every process of a case does."""
-    ranks = distributed.start(timeout_seconds=300)
+    ranks = distributed.start(timeout_seconds=300, lease=directory / "lease")
     result = measured(case, directory, ranks)
     if ranks.first:
         print(json.dumps(result), flush=True)
