@@ -31,7 +31,7 @@ PUSHED_NATS = {"float32": 0.01, "bfloat16": 0.1}  # mean difference of sampler a
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return make_setting(tmp_path_factory.mktemp("model"), head_dim=32)
+    return make_setting(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])

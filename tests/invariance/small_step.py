@@ -70,12 +70,10 @@ class Setting:
         return Loop(directory, stage, (seed, 0), self.policy(stage, **settings), sampler, discriminator, expert)
 
 
-def make_setting(directory: Path, **architecture: Any) -> Setting:
-    """The smoke study's tiny model, with changes of its architecture, made in a directory; prompts with an answer."""
+def make_setting(directory: Path) -> Setting:
+    """The smoke study's tiny model, made in a directory, and prompts with an answer."""
     study = load_study("smoke")
-    fields = next(m for m in study.models if m.name == "tiny_qwen3").model_dump()
-    fields["architecture"] |= architecture
-    models.main(directory, {"model": fields})
+    models.main(directory, {"model": next(m for m in study.models if m.name == "tiny_qwen3").model_dump()})
     data = study.data.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
     prompts = generate_split(data, "train", 16)
     demonstrations = [

@@ -53,7 +53,7 @@ def greedy(model: Any, prompt: list[int], end_token_id: int) -> list[int]:
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     root = tmp_path_factory.mktemp("export")
-    setting = make_setting(root / "model", head_dim=32)  # vLLM on CPU needs 32
+    setting = make_setting(root / "model")
     run = Run(root, setting, stage_spec("uniapl", steps=3, mu=0.3, lambda_adv=0.5))
     done = launch(run, ranks=request.param, weights=root / "weights.safetensors")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
