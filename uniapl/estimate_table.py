@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uniapl.config import ConfigError, ModelSpec
+from uniapl.config import LOGITS_BYTES, ConfigError, ModelSpec
 from uniapl.estimate import (
     GPU_RESERVE,
     HOST_SHARE,
@@ -33,7 +33,7 @@ PARTS = (
     "sampler weights", "KV cache", "discriminator", "total", "fits",
 )  # fmt: skip
 GPU_COUNTS = (1, 2, 4, 8)
-NARROWEST = 140  # characters in which the table's columns stay whole
+NARROWEST = 146  # characters in which the table's columns stay whole
 # No scale of this version has GPUs: what a model of the paper is estimated with, unless options say otherwise.
 ON_GPUS: dict[str, Any] = {
     "methods": ["uniapl"],
@@ -41,6 +41,7 @@ ON_GPUS: dict[str, Any] = {
     "data": {"max_new_tokens": 1024},
     "train": {"micro_batch_tokens": 4096},
     "sampler": {"kind": "vllm", "max_model_tokens": 2048},
+    "machine": {"logits_bytes": LOGITS_BYTES},
 }
 
 
