@@ -53,9 +53,10 @@ def main() -> None:
     found: dict[str, Any] = {"vllm": vllm_answers(folder, asked["ids"], asked["new_tokens"])}
 
     metadata.version = named_vllm(metadata.version)
-    from lm_eval.models.vllm_causallms import VLLM
+    from lm_eval.models import vllm_causallms
 
-    model = VLLM(pretrained=folder, device="cpu", batch_size="auto", **SMALL)
+    engines: Any = vllm_causallms
+    model = engines.VLLM(pretrained=folder, device="cpu", batch_size="auto", **SMALL)
     found["lm_eval"] = lm_eval_answers(model, asked["texts"], asked["new_tokens"])
     (file.parent / OPENED).write_text(json.dumps(found))
 

@@ -72,7 +72,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_transformers_gives_the_same_greedy_answers(exported: Exported) -> None:
-    model = AutoModelForCausalLM.from_pretrained(exported.folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(exported.folder)
     assert model.dtype == torch.float32
     for prompt, answer in zip(exported.prompts, exported.answers, strict=True):
         made = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -82,9 +82,10 @@ def test_transformers_gives_the_same_greedy_answers(exported: Exported) -> None:
 
 
 def test_lm_eval_gives_the_same_greedy_answers(exported: Exported) -> None:
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models import huggingface
 
-    model = HFLM(pretrained=str(exported.folder), dtype="float32", device="cpu", batch_size=1)
+    engines: Any = huggingface
+    model = engines.HFLM(pretrained=str(exported.folder), dtype="float32", device="cpu", batch_size=1)
     assert lm_eval_answers(model, exported.texts, NEW_TOKENS) == exported.answer_texts()
 
 
