@@ -24,8 +24,8 @@ import torch
 from bench.shapes import (
     COEFFICIENTS,
     SHAPES,
-    Shape,
     machine_settings,
+    needs_checkpointing,
     random_model,
     random_rows,
     stage_settings,
@@ -36,6 +36,7 @@ from bench.timing import OUT_OF_MEMORY, WARMUPS, free, seconds_of, spread
 from uniapl.distributed import device
 from uniapl.provenance import code_version, hardware, write_whole
 from uniapl.records import TokenSequence
+from uniapl.shapes import Shape
 from uniapl.update import Policy, make_policy, update
 
 # FLOP/s of dense bfloat16 products as the makers state them; the first name found in the device's name counts.
@@ -80,7 +81,7 @@ def update_rows(
     shape: Shape, options: argparse.Namespace, *, rates: dict[str, float | None]
 ) -> Iterator[dict[str, Any]]:
     """One row for each sequence length: the largest micro-batches that fit, or that none does."""
-    checkpointed = {"auto": shape.checkpointed, "on": True, "off": False}[options.activation_checkpointing]
+    checkpointed = {"auto": needs_checkpointing(shape), "on": True, "off": False}[options.activation_checkpointing]
     policy = None
     for row_tokens in options.tokens:
         num_rows = max(1, options.step_tokens // row_tokens)

@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.shapes import (
     COEFFICIENTS,
-    Shape,
     machine_settings,
+    needs_checkpointing,
     random_model,
     random_rows,
     stage_settings,
@@ -30,6 +30,7 @@ from uniapl.distributed import device
 from uniapl.models import save_model
 from uniapl.records import Sample, TokenSequence
 from uniapl.sampler_vllm import VLLMSampler
+from uniapl.shapes import Shape
 from uniapl.update import Policy, make_policy, update
 
 END_TOKEN = 2
@@ -106,7 +107,7 @@ def step_times(sampler: VLLMSampler, model: Any, shape: Shape, options: argparse
     policy = make_policy(
         model, None, None, train_settings(micro_batch_tokens=options.micro_batch_tokens), stage_settings(),
         max_new_tokens=options.new_tokens, compute=options.compute,
-        machine=machine_settings(activation_checkpointing=shape.checkpointed, compiled=options.compile),
+        machine=machine_settings(activation_checkpointing=needs_checkpointing(shape), compiled=options.compile),
     )  # fmt: skip
     parts: dict[str, list[float]] = {}
     gap = 0.0

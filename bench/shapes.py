@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,42 +11,26 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from uniapl.records import TokenSequence
+from uniapl.shapes import Shape, known_shape
 
 COEFFICIENTS = {"sft": 0.0, "grpo": 1.0, "adv": 0.0, "kl": 0.0}  # of the update that is timed
 ANSWERS = 7  # of a packed row, each as long as its prompt
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A Qwen3 with a tied output head. `checkpointed`: whether its layers have to forget activations on 80 GB."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    checkpointed: bool = False
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of one layer's matrices: queries and output, keys and values, and the three of the MLP."""
-        attention = 2 * self.heads * self.head_dim + 2 * self.kv_heads * self.head_dim
-        return self.hidden * (attention + 3 * self.intermediate)
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the output head, which are those of the embedding."""
-        return self.vocabulary * self.hidden
-
-
+MOST_STATE_BYTES = 40e9  # of weights, gradients and AdamW that leave a GPU of 80 GB room for 8,192 tokens' activations
 SHAPES = {
-    "qwen3_0_6b": Shape(1024, 28, 16, 8, 128, 3072, 151936),
-    # Weights, gradients and AdamW take 64 GB in float32: no room for the activations of 8,192 tokens beside them.
-    "qwen3_4b": Shape(2560, 36, 32, 8, 128, 9728, 151936, checkpointed=True),
-    "tiny": Shape(32, 2, 4, 2, 32, 64, 300),
-}
+    "qwen3_0_6b": known_shape("Qwen/Qwen3-0.6B"),
+    "qwen3_4b": known_shape("Qwen/Qwen3-4B"),
+    "tiny": Shape(
+        layers=2, hidden=32, heads=4, kv_heads=2, head_dim=32, intermediate=64, vocabulary=300, tied=True,
+        head_norms=True,
+    ),
+}  # fmt: skip
+
+
+def needs_checkpointing(shape: Shape) -> bool:
+    """Whether its layers have to forget their activations on 80 GB; float32 state takes 16 bytes a parameter."""
+    return 16 * shape.parameters > MOST_STATE_BYTES
 
 
 def random_model(shape: Shape, *, device: torch.device) -> Any:
@@ -120,6 +103,6 @@ def update_flops(shape: Shape, sequences: list[TokenSequence]) -> int:
     positions = sum(len(prompt) for prompt in prompts) + completion_tokens
     pairs = sum(len(prompt) * (len(prompt) + 1) // 2 for prompt in prompts)
     pairs += sum(length * before + length * (length + 1) // 2 for before, length in answers)
-    layers = 6 * shape.layers * shape.layer_weights * positions
-    head = 6 * shape.head_weights * completion_tokens
+    layers = 6 * shape.layers * shape.matrices_of_layer * positions
+    head = 6 * shape.embedding_parameters * completion_tokens
     return layers + head + 12 * shape.layers * shape.heads * shape.head_dim * pairs

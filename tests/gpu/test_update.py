@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.shapes import SHAPES, Shape, machine_settings, random_model, stage_settings, train_settings
+from bench.shapes import SHAPES, machine_settings, random_model, stage_settings, train_settings
 from uniapl.checkpoint import Checkpoints
 from uniapl.records import TokenSequence
+from uniapl.shapes import Shape
 from uniapl.update import Policy, make_policy, update
 
 pytestmark = pytest.mark.gpu
