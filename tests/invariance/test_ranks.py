@@ -23,7 +23,8 @@ from uniapl.runlog import read_rows
 ROOT = Path(__file__).resolve().parents[2]
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"mu": 1.0, "demonstrations_per_step": 5},
-    "grpo": {"mu": 0.0, "learning_rate": 3e-4},  # so that groups keep their spread over 20 steps
+    # Of 5 groups one has spread in every one of 20 steps.
+    "grpo": {"mu": 0.0, "learning_rate": 3e-4, "prompts_per_step": 5},
     "uniapl": {"mu": 0.3, "lambda_adv": 0.5, "w_kl": 0.05, "learning_rate": 3e-4},
 }
 COMPARED = ("loss", "entropy", "kl/", "reward", "tokens", "length")
@@ -95,7 +96,7 @@ def make_run(root: Path, setting: Setting, name: str, steps: int, **settings: An
 def test_ranks_micro_batches_and_packing_change_nothing_over_20_steps_of_recorded_rollouts(
     setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path, name: str
 ) -> None:
-    # 3 prompts and 5 demonstrations on 2 ranks: unequal shares. 200 tokens: 4 accumulation steps or more; 100,000: one.
+    # 3 or 5 prompts and 5 demonstrations on 2 ranks: unequal shares. 200 tokens: 4 accumulation steps or more; 100,000: one.
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, name, 20), ranks=1, samples=samples)
     run = make_run(tmp_path / "two", setting, name, 20)
