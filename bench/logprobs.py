@@ -2,9 +2,10 @@
 
 `python -m bench.logprobs --sizes 384x49152x576 8192x151936x1024 --dtypes bfloat16 float32 --output FILE` (tokens x
 vocabulary x hidden width) adds a run to FILE. The head is float32, as in training, the hidden states have the dtype
-given. Memory is the peak of forward and backward less the two gradients that are returned. The gradient of the loss is
-0 except at CHECKED tokens, so that a float64 computation on those alone gives all that is compared; it changes neither
-time nor memory. Where others use the processor too, compare its seconds (CPU s, of all threads) with OMP_NUM_THREADS=1.
+given. Memory is the peak of the forward alone, or that of forward and backward less the two gradients that are
+returned, whichever is larger. The loss's gradient is 0 except at CHECKED tokens, so that a float64 computation on those
+alone gives all that is compared; it changes neither time nor memory. Where others use the processor too, compare its
+seconds (CPU s, of all threads) with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from uniapl.logprobs import chunked_logprobs
 from uniapl.provenance import code_version, hardware, write_whole
 
 CHECKED = 64
+PART = 8192  # words whose exact gradient exists at once
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]  # hidden_TD, head_VD, targets_T -> logprobs_T
 
 
@@ -52,11 +54,18 @@ def naive(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
     return logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
 
 
-def fused(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
-    """torch.nn.functional.linear_cross_entropy, chunked over tokens: gradients, but neither entropy nor temperature."""
-    options = torch.nn.LinearCrossEntropyOptions()
-    head_VD = head_VD.to(hidden_TD.dtype)
-    return -torch.nn.functional.linear_cross_entropy(hidden_TD, head_VD, targets_T, reduction="none", options=options)
+def fused(logits_bytes: int) -> Method:
+    """torch.nn.functional.linear_cross_entropy, chunked over tokens: neither entropy nor temperature."""
+
+    def method(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor) -> Tensor:
+        chunk = max(1, logits_bytes // (4 * len(head_VD)))  # its own default is a few tokens, several times slower
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
+        head_VD = head_VD.to(hidden_TD.dtype)
+        return -torch.nn.functional.linear_cross_entropy(
+            hidden_TD, head_VD, targets_T, reduction="none", options=options
+        )
+
+    return method
 
 
 def ours(logits_bytes: int) -> Method:
@@ -90,41 +99,65 @@ def measure(
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
 
-    peaks = []
+    extra = peak_bytes(lambda: method(hidden_TD, head_VD, targets_T), device=device)
     for _ in range(repeats):
         hidden_TD.grad = head_VD.grad = None
-        peaks.append(peak_bytes(forward_and_backward, device=device))
+        peak = peak_bytes(forward_and_backward, device=device)
+        extra = max(extra, peak - hidden_TD.nbytes - head_VD.nbytes)  # gradients are as large as what they are of
     assert hidden_TD.grad is not None
     assert head_VD.grad is not None
-    exact_TD = hidden_TD.detach()[checked].double().requires_grad_()
-    exact_VD = head_VD.detach().to(dtype).double().requires_grad_()
-    exact_T = (exact_TD @ exact_VD.T).log_softmax(-1).gather(1, targets_T[checked][:, None])[:, 0]
-    hidden_gradient, head_gradient = torch.autograd.grad(exact_T, (exact_TD, exact_VD), upstream_T[checked].double())
+    differences = _differences(
+        hidden_TD.detach()[checked], head_VD.detach().to(dtype), targets_T[checked], upstream_T[checked],
+        logprobs_T=logprobs_T.detach()[checked], hidden_gradient_TD=hidden_TD.grad[checked],
+        head_gradient_VD=head_VD.grad,
+    )  # fmt: skip
     return Row(
         name, *size, str(dtype).removeprefix("torch."),
-        extra_megabytes=round((max(peaks) - hidden_TD.grad.nbytes - head_VD.grad.nbytes) / 1e6, 1),
-        seconds=statistics.median(walls), cpu_seconds=statistics.median(cpus),
-        logprob_difference_nats=float((logprobs_T.detach()[checked] - exact_T.detach()).abs().max()),
-        hidden_gradient_difference=_share(hidden_TD.grad[checked], hidden_gradient),
-        head_gradient_difference=_share(head_VD.grad, head_gradient),
+        extra_megabytes=round(extra / 1e6, 1), seconds=statistics.median(walls), cpu_seconds=statistics.median(cpus),
+        **differences,
     )  # fmt: skip
 
 
-def _share(gradient: Tensor, exact: Tensor) -> float:
-    return float((gradient - exact).abs().max() / exact.abs().max())
+def _differences(
+    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, upstream_T: Tensor, *,
+    logprobs_T: Tensor, hidden_gradient_TD: Tensor, head_gradient_VD: Tensor,
+) -> dict[str, float]:  # fmt: skip
+    """How far results are from float64 on the same inputs; the head's gradient by parts, since a whole one is large."""
+    exact_TD, starts = hidden_TD.double(), range(0, len(head_VD), PART)
+    logits_TV = torch.cat([exact_TD @ part_VD.double().T for part_VD in head_VD.split(PART)], dim=1).requires_grad_()
+    exact_T = logits_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
+    (gradient_TV,) = torch.autograd.grad(exact_T, logits_TV, upstream_T.double())
+    exact_gradient_TD = torch.zeros_like(exact_TD)
+    largest = difference = 0.0
+    for i in starts:
+        part = slice(i, i + PART)
+        exact_gradient_TD += gradient_TV[:, part] @ head_VD[part].double()
+        exact_VD = gradient_TV[:, part].T @ exact_TD
+        largest = max(largest, _largest(exact_VD))
+        difference = max(difference, _largest(head_gradient_VD[part] - exact_VD))
+    return {
+        "logprob_difference_nats": _largest(logprobs_T - exact_T.detach()),
+        "hidden_gradient_difference": _largest(hidden_gradient_TD - exact_gradient_TD) / _largest(exact_gradient_TD),
+        "head_gradient_difference": difference / largest,
+    }
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max())
 
 
 def methods(names: list[str], logits_mebibytes: list[int]) -> dict[str, Method]:
     """The methods asked for that this torch has, by the name of their rows."""
     found: dict[str, Method] = {}
-    if "ours" in names:
-        found |= {f"ours, {mebibytes} MiB of logits": ours(mebibytes * 2**20) for mebibytes in logits_mebibytes}
+    bounded = {"ours": ours, "linear_cross_entropy": fused}
+    if "linear_cross_entropy" in names and "linear_cross_entropy" not in dir(torch.nn.functional):
+        print(f"linear_cross_entropy: not in torch {torch.__version__}")
+        del bounded["linear_cross_entropy"]
+    for name, method in bounded.items():
+        if name in names:
+            found |= {f"{name}, {size} MiB of logits": method(size * 2**20) for size in logits_mebibytes}
     if "naive" in names:
         found["naive"] = naive
-    if "linear_cross_entropy" in names and "linear_cross_entropy" in dir(torch.nn.functional):
-        found["linear_cross_entropy"] = fused
-    elif "linear_cross_entropy" in names:
-        print(f"linear_cross_entropy: not in torch {torch.__version__}")
     return found
 
 

@@ -1,6 +1,9 @@
 """Per-token log-probabilities and entropy of completions, block by block of the vocabulary: logits never exist whole.
 
-MEASURED
+Measured (docs/measurements/logprobs_cpu.json): at 8,192 tokens of Qwen3's 151,936 words forward and backward take 269
+MB at width 1,024 in float32 and 290 MB at 2,560 in bfloat16, beside the two gradients that are returned. PyTorch's own
+`linear_cross_entropy` may need less, but it took 5 to 17 times the processor time at the laptop study's size with its
+default blocks, and it has no entropy.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from uniapl.config import SamplerSpec
-from uniapl.distributed import Ranks
+from uniapl.distributed import ALONE, Ranks
 from uniapl.records import Sample
 
 ENGINE_SETTINGS = {
@@ -41,7 +41,7 @@ class VLLMSampler:
     name = "vllm"
 
     def __init__(
-        self, model_directory: Path, *, spec: SamplerSpec, dtype: str, ranks: Ranks, tensor_parallel: int
+        self, model_directory: Path, *, spec: SamplerSpec, dtype: str, ranks: Ranks = ALONE, tensor_parallel: int = 1
     ) -> None:
         os.environ.update(ENGINE_SETTINGS)
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()

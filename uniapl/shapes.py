@@ -11,9 +11,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from uniapl.config import ModelSpec
+if TYPE_CHECKING:
+    from uniapl.config import ModelSpec
 
 QUERY_KEY_NORMS = ("qwen3",)  # model types that normalise queries and keys of each head
 DECODERS = (*QUERY_KEY_NORMS, "llama")
@@ -103,6 +104,13 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     )
 
 
+def known_shape(name: str) -> Shape:
+    """The shape of one of the models that the study names."""
+    shape = shape_of(KNOWN[name])
+    assert shape is not None
+    return shape
+
+
 def find_shape(model: ModelSpec) -> Shape | None:
     """A model's shape, from its config.json where one is here, else from those known; None where nothing tells it."""
     if model.source == "random":
@@ -112,7 +120,7 @@ def find_shape(model: ModelSpec) -> Shape | None:
     folder = Path(name) if model.source == "path" else _snapshot(name, str(model.revision))
     if (folder / "config.json").is_file():
         return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    return shape_of(KNOWN[name]) if name in KNOWN else None
+    return known_shape(name) if name in KNOWN else None
 
 
 def _snapshot(name: str, revision: str) -> Path:

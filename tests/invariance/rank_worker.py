@@ -1,7 +1,7 @@
 """What test_ranks.py starts on each rank: `uniapl.train` with a stand-in discriminator and, if asked, a faulty rank.
 
-`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang DIR --model ...`:
-samples are recorded into FILE, or replayed from it where it exists.
+`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang --weights FILE DIR`:
+samples are recorded into FILE, or replayed from it where it exists; the trainer's last weights are kept before export.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.invariance.small_step import HashDiscriminator
 from uniapl import train, update
 from uniapl.config import MachineSpec
+from uniapl.distributed import whole_weights
 from uniapl.entry import run_stage
 from uniapl.records import Sample
 
@@ -100,10 +102,24 @@ def break_rank(fault: str) -> None:
         train.judge = hanging
 
 
+def keep_weights(file: Path) -> None:
+    """Write the weights that the trainer has in memory when it is about to export them."""
+    real = train.finish
+
+    def finish(loop: Any, *arguments: Any, **options: Any) -> None:
+        kept = {name: weight.clone() for name, weight in whole_weights(loop.policy.model)}
+        if loop.policy.ranks.first:
+            save_file(kept, file)
+        real(loop, *arguments, **options)
+
+    train.finish = finish
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=Path)
     parser.add_argument("--fault", default="")
+    parser.add_argument("--weights", type=Path)
     own, rest = parser.parse_known_args()
     sys.argv = [sys.argv[0], *rest]
     train.load_discriminator = lambda *_, **__: HashDiscriminator()  # type: ignore[assignment]
@@ -114,6 +130,8 @@ def main() -> None:
             Replay(own.samples) if own.samples.exists() else Recorder(real(*a, **k), own.samples)
         )
     break_rank(own.fault)
+    if own.weights:
+        keep_weights(own.weights)
     run_stage(
         train.main, __doc__ or "", inputs=("model", "data", "demonstrations", "discriminator"),
         parsed={"machine": MachineSpec.model_validate_json},

@@ -14,8 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from uniapl import train
+from uniapl import models, train
 from uniapl.config import MachineSpec, StageSpec, TrainSpec
+from uniapl.generate import generate_split
+from uniapl.layers import load_study
 from uniapl.models import weights_directory
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Demonstration, Prompt, write_jsonl
@@ -66,6 +68,19 @@ class Setting:
         sampler = HFSampler(weights_directory(self.model_directory), max_sequences=64, dtype="float32")
         expert = Expert({p.id: p for p in self.prompts}, {d.prompt_id: d for d in self.demonstrations})
         return Loop(directory, stage, (seed, 0), self.policy(stage, **settings), sampler, discriminator, expert)
+
+
+def make_setting(directory: Path) -> Setting:
+    """The smoke study's tiny model, made in a directory, and prompts with an answer."""
+    study = load_study("smoke")
+    models.main(directory, {"model": next(m for m in study.models if m.name == "tiny_qwen3").model_dump()})
+    data = study.data.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
+    prompts = generate_split(data, "train", 16)
+    demonstrations = [
+        Demonstration(p.id, p.split, 0, f"Here is {p.topic}, in {i + 3} plain words.", "", (), (True,), 10)
+        for i, p in enumerate(prompts)
+    ]
+    return Setting(directory, prompts, demonstrations)
 
 
 class Run:

@@ -169,7 +169,7 @@ def test_checkpointed_and_compiled_layers_do_not_matter(
     setting: Setting, recorded: Recorded, checkpointed: bool, compiled: bool, packing: bool
 ) -> None:
     stage = stage_spec("uniapl", **COEFFICIENTS, w_kl=0.1)
-    machine = MachineSpec(activation_checkpointing=checkpointed, compile=compiled)
+    machine = MachineSpec.model_validate({"activation_checkpointing": checkpointed, "compile": compiled})
     counters.clear()
     policy = setting.policy(
         stage, machine=machine, micro_batch_tokens=MANY_MICRO_BATCHES, packing=packing, max_grad_norm=1e6
@@ -186,7 +186,7 @@ def test_checkpointed_layers_keep_their_inputs_alone_for_the_backward(setting: S
 
     def saved_bytes(*, checkpointed: bool) -> int:
         """Of the tensors that a forward keeps, each storage once, weights not counted."""
-        machine = MachineSpec(activation_checkpointing=checkpointed)
+        machine = MachineSpec.model_validate({"activation_checkpointing": checkpointed})
         policy = setting.policy(stage, machine=machine, micro_batch_tokens=ONE_MICRO_BATCH)
         (micro,) = policy.split(recorded.sequences(stage))
         known = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}

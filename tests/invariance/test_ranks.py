@@ -32,20 +32,22 @@ Trained = tuple[list[Row], dict[str, torch.Tensor]]
 
 
 def command(
-    run: Run, *, ranks: int, samples: Path | None = None, fault: str = "", machine: dict[str, Any] | None = None
-) -> list[str]:
+    run: Run, *, ranks: int, samples: Path | None = None, fault: str = "", weights: Path | None = None,
+    machine: dict[str, Any] | None = None,
+) -> list[str]:  # fmt: skip
     """Train on that many processes."""
     launcher = ["-m", "uniapl.launch", "--ranks", str(ranks)]
-    options = [*(["--samples", str(samples)] if samples else []), *(["--fault", fault] if fault else [])]
+    given = {"--samples": samples, "--fault": fault, "--weights": weights}
+    options = [word for name, value in given.items() if value for word in (name, str(value))]
     inputs = [word for name, path in run.inputs().items() for word in (f"--{name}", str(path))]
     settings = ["--machine", json.dumps(machine)] if machine else []
     worker = ["-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs, *settings]
     return [sys.executable, *launcher, *worker]
 
 
-def start(run: Run, **options: Any) -> subprocess.Popen[str]:
-    """The processes of a run, each with one thread, in the background."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+def start(run: Run, *, gpus: str = "", **options: Any) -> subprocess.Popen[str]:
+    """The processes of a run, each with one thread, in the background, on the CPU or on the named GPUs."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": gpus, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command(run, **options), cwd=ROOT, env=environment, text=True, **pipes)
 

@@ -132,19 +132,22 @@ def test_peak_bytes_counts_what_lives_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("width", "dtype"), [(1024, torch.float32), (1024, torch.bfloat16), (2560, torch.bfloat16)], ids=str
-)
+@pytest.mark.parametrize(("width", "dtype"), [(1024, torch.float32), (2560, torch.bfloat16)], ids=str)
 def test_qwen3s_vocabulary_needs_at_most_600_megabytes(width: int, dtype: torch.dtype) -> None:
-    """Extra is the peak of all tensors made in forward and backward, less the two gradients that backward returns."""
+    """Extra is the peak of all tensors made in the forward, or in the backward less the two gradients it returns."""
     hidden_TD = torch.randn(8192, width).to(dtype).requires_grad_()
     head_VD = (torch.randn(151_936, width) / width**0.5).requires_grad_()
     targets_T = torch.randint(len(head_VD), (len(hidden_TD),))
 
-    def forward_and_backward() -> None:
-        chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=LOGITS_BYTES, temperature=1.0)[0].sum().backward()
+    logprobs_T = torch.empty(0)
 
-    peak = peak_bytes(forward_and_backward)
+    def forward() -> None:
+        nonlocal logprobs_T
+        logprobs_T, _ = chunked_logprobs(hidden_TD, head_VD, targets_T, logits_bytes=LOGITS_BYTES, temperature=1.0)
+
+    forward_peak = peak_bytes(forward)  # it leaves a few [T] for the backward beside its own inputs
+    backward_peak = peak_bytes(lambda: logprobs_T.sum().backward())
     returned = sum(t.grad.nbytes for t in (hidden_TD, head_VD) if t.grad is not None)
     assert returned == hidden_TD.nbytes + head_VD.nbytes
-    assert LOGITS_BYTES < peak - returned <= 600_000_000
+    assert LOGITS_BYTES < forward_peak <= 600_000_000
+    assert LOGITS_BYTES < backward_peak - returned <= 600_000_000
