@@ -232,12 +232,12 @@ def main() -> None:
     if options.case:
         return run_rank(options.case, options.model)
     if not options.table:
-        rows = []
+        rows, code = [], code_version()
         with tempfile.TemporaryDirectory() as folder:
             for case in CASES:
                 rows.append(row_of(case, in_its_own_process(case, make_model(case.model, Path(folder)))))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
-        content = {"code": code_version(), "hardware": hardware(), "torch": torch.__version__, "cases": rows}
+        content = {"code": code, "hardware": hardware(), "torch": torch.__version__, "cases": rows}
         FILE.write_text(json.dumps(content, indent=1) + "\n")
     print(table(json.loads(FILE.read_text())["cases"]))
 

@@ -76,7 +76,7 @@ class SamplerMemory:
     weights: int = 0
     kv_cache: int = 0
     asleep: int = 0  # what stays while the policy is updated
-    lacking: int = 0  # what the engine's own share is short of
+    least_gpu: int = 0  # the GPU whose share would hold the weights and one sequence
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Memory:
 
     @property
     def needed(self) -> int:
-        """The total, and what the sampler lacks in its share of a GPU."""
-        return self.total + self.sampler.lacking
+        """What a device must have: the total, and on a GPU enough for the sampler's share of it."""
+        return max(self.total, self.sampler.least_gpu)
 
 
 def largest_batch(stage: StageSpec, train: TrainSpec, data: DataSpec, *, ranks: int) -> Batch:
@@ -218,7 +218,7 @@ def sampler_memory(
     if kind == "vllm" and gpu_bytes is not None:
         share = int(VLLM_GPU_SHARE * gpu_bytes)
         least = token * spec.max_model_tokens  # one sequence
-        return SamplerMemory(weights, max(least, share - weights), 0, max(0, weights + least - share))
+        return SamplerMemory(weights, max(least, share - weights), 0, int((weights + least) / VLLM_GPU_SHARE))
     if kind == "vllm":
         weights += size * shape.embedding_parameters // tensor_parallel  # the head, packed for the CPU's products
         cache = int(spec.kv_cache_gib * 2**30)
@@ -318,18 +318,17 @@ def refuse_too_large(plan: Plan, *, gpus: Sequence[int], host_bytes: int) -> Non
 
 def remedies(study: Study, memory: Memory, *, on_gpu: bool) -> str:
     """What makes a study smaller, in words: the config's keys with their values now."""
-    machine, sampler = study.machine, study.sampler
-    ways = (
-        [f"{'raise' if on_gpu else 'lower'} machine.ranks (now {machine.ranks})"] if on_gpu or machine.ranks > 1 else []
-    )
+    machine, engine = study.machine, memory.sampler
+    if engine.least_gpu > memory.total:
+        return f"raise machine.tensor_parallel (now {machine.tensor_parallel}) or sample on servers (docs/training.md)"
+    ways = [f"lower train.micro_batch_tokens (now {study.train.micro_batch_tokens})"]
+    if on_gpu or machine.ranks > 1:
+        ways.insert(0, f"{'raise' if on_gpu else 'lower'} machine.ranks (now {machine.ranks})")
     if not machine.activation_checkpointing:
-        ways.append("set machine.activation_checkpointing to true")
-    ways.append(f"lower train.micro_batch_tokens (now {study.train.micro_batch_tokens})")
-    if memory.sampler.asleep:
-        ways.append(f"lower sampler.kv_cache_gib (now {sampler.kv_cache_gib:g})")
-    elif memory.sampler.lacking:
-        ways.append(f"lower sampler.max_model_tokens (now {sampler.max_model_tokens})")
-    return ", ".join(ways[:-1]) + " or " * (len(ways) > 1) + ways[-1]
+        ways.insert(0, "set machine.activation_checkpointing to true")
+    if engine.asleep > engine.weights:  # vLLM on CPU
+        ways.append(f"lower sampler.kv_cache_gib (now {study.sampler.kv_cache_gib:g})")
+    return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 
 def gib(size: int) -> str:

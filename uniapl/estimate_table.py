@@ -129,7 +129,7 @@ def print_table(heading: str, rows: Sequence[Row]) -> None:
         m = row.memory
         sizes = (
             m.weights, m.gradients, m.optimizer, m.reference, m.copies, m.activations, m.logits, m.sampler.weights,
-            m.sampler.kv_cache, m.discriminator, m.needed,
+            m.sampler.kv_cache, m.discriminator, m.total,
         )  # fmt: skip
         ranks = str(row.plan.study.machine.ranks)
         table.add_row(row.model.name, ranks, *map(gib, sizes), "yes" if row.fits else "no")

@@ -174,10 +174,12 @@ def test_vllm_has_the_share_of_a_gpu_that_the_sampler_asks_for():
 
 
 def test_weights_that_vllms_share_of_a_gpu_cannot_hold_are_refused():
-    # 8.05 GB of weights are more than 0.35 x 16 GiB = 6.01 GB, however many ranks there are.
+    # 8.05 GB of weights and a sequence are more than 0.35 x 16 GiB = 6.01 GB, however many ranks there are.
     plan = a_plan(models="qwen3_4b", machine={"ranks": 64, "activation_checkpointing": True})
-    with pytest.raises(ConfigError, match=r"lower sampler\.max_model_tokens"):
+    with pytest.raises(ConfigError, match=r"raise machine\.tensor_parallel \(now 1\)"):
         refuse_too_large(plan, gpus=[16 * GIB] * 64, host_bytes=GIB)
+    shared = a_plan(models="qwen3_4b", machine={"ranks": 64, "tensor_parallel": 2, "activation_checkpointing": True})
+    refuse_too_large(shared, gpus=[16 * GIB] * 64, host_bytes=GIB)
 
 
 def test_a_model_too_large_for_the_smallest_gpu_is_refused_in_one_line():
