@@ -96,7 +96,7 @@ def make_run(root: Path, setting: Setting, name: str, steps: int, **settings: An
 def test_ranks_micro_batches_and_packing_change_nothing_over_20_steps_of_recorded_rollouts(
     setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path, name: str
 ) -> None:
-    # 3 or 5 prompts, 5 demonstrations on 2 ranks: unequal shares. 200 tokens: 4 accumulation steps or more; 100,000: one.
+    # 3 or 5 prompts, 5 demonstrations: unequal shares for 2 ranks. 200 tokens: 4 accumulation steps or more.
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, name, 20), ranks=1, samples=samples)
     run = make_run(tmp_path / "two", setting, name, 20)
