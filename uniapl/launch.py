@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,7 +79,8 @@ def forward_signals() -> None:
         if not ranks:
             sys.exit(128 + number)
         for rank in ranks:
-            rank.send_signal(number)
+            with suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                rank.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, forward)

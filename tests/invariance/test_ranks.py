@@ -203,14 +203,14 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(setting: Setting, tmp_path:
 
 
 def test_a_second_trainer_on_a_run_is_refused_with_the_owner_and_the_remedy(setting: Setting, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", setting, "grpo", 200)
+    run = make_run(tmp_path / "run", setting, "grpo", 5000)
     with start(run, ranks=2) as first:
         while first.poll() is None and not (run.directory / "metrics.jsonl").exists():
             time.sleep(0.02)
         second = launch(run, ranks=2)
         first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=600)
-    assert first.returncode == 75
+        output, errors = first.communicate(timeout=600)
+    assert first.returncode == 75, output[-2000:] + errors[-4000:]
     assert second.returncode == 2
     (line,) = [one for one in (second.stdout + second.stderr).splitlines() if "error:" in one]
     assert f"{run.directory} is being made by process " in line
