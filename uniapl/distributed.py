@@ -204,7 +204,12 @@ def shard(model: nn.Module, ranks: Ranks, *, compute: str) -> None:
 
 def under_forward(model: Any, function: Callable[..., Result], *arguments: Any) -> Result:
     """Call a function that uses a model's parts (decoder, output head) with its weights gathered as in its forward."""
-    return model.under_forward(function, *arguments) if isinstance(model, FSDPModule) else function(*arguments)
+    if not isinstance(model, FSDPModule):
+        return function(*arguments)
+    result: Result = model.under_forward(function, *arguments)  # type: ignore[operator]
+    if model.training and not torch.is_grad_enabled():  # type: ignore[attr-defined]
+        model.reshard()  # FSDP2 leaves the root group gathered for a backward that does not come
+    return result
 
 
 def whole(tensor: Tensor) -> Tensor:
