@@ -1,12 +1,14 @@
 """What test_ranks.py starts on each rank: `uniapl.train` with a stand-in discriminator and, if asked, a faulty rank.
 
-`python -m tests.invariance.rank_worker --samples FILE --fault local_counts|nan|nan_gradient|hang --weights FILE DIR`:
-samples are recorded into FILE, or replayed from it where it exists; the trainer's last weights are kept before export.
+`python -m tests.invariance.rank_worker --samples FILE --fault FAULT --weights FILE DIR`: samples are kept in FILE,
+or replayed from it where it exists; FAULT is local_counts, flat_step (no group of the third step has spread, on any
+rank), nan, nan_gradient or hang; the trainer's last weights are kept before export.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -80,9 +82,19 @@ def break_rank(fault: str) -> None:
             return real(sequences[rank::size], **options)
 
         update.term_counts = local  # type: ignore[assignment]
+    real_loss, real_judge = update.sft_loss, train.judge
+    if fault == "flat_step":
+        calls = itertools.count(1)
+
+        def flat(groups: Any) -> None:
+            real_judge(groups)
+            if next(calls) == 3:
+                for rollout in (rollout for _, rollouts in groups for rollout in rollouts):
+                    rollout.reward = 0.0
+
+        train.judge = flat
     if os.environ.get("RANK") != "1":
         return
-    real_loss, real_judge = update.sft_loss, train.judge
     if fault == "nan":
         update.sft_loss = lambda *a, **k: real_loss(*a, **k) * float("nan")  # type: ignore[assignment]
     if fault == "nan_gradient":

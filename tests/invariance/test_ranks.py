@@ -130,6 +130,22 @@ def test_checkpointed_and_compiled_layers_train_the_same_on_two_ranks(
     assert_same_training(two, one, base)
 
 
+def test_a_step_whose_groups_are_all_flat_moves_nothing_on_two_ranks_too(
+    setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    # The log-probs are measured in that step (probe_every), and there is no backward pass after it.
+    trained = []
+    for ranks in (1, 2):
+        run = make_run(tmp_path / str(ranks), setting, "grpo", 4)
+        done = launch(run, ranks=ranks, samples=tmp_path / "samples.json", fault="flat_step")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        rows = read_rows(run.directory / "metrics.jsonl")
+        assert [row["groups/flat_share"] == 1.0 for row in rows] == [False, False, True, False]
+        assert [row["grad/norm"] == 0.0 for row in rows] == [False, False, True, False]
+        trained.append((rows, load_file(run.directory / "model/model.safetensors")))
+    assert_same_training(trained[1], trained[0], base)
+
+
 def test_a_local_denominator_is_noticed(setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path) -> None:
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, "uniapl", 2), ranks=1, samples=samples)
