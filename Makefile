@@ -18,6 +18,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export VLLM_NO_USAGE_STATS := 1
 export TOKENIZERS_PARALLELISM := false
 
+# Much of a test is waiting for processes that start; a file's tests stay together, since they share what they make.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --durations 15
+
 all: environment
 	@echo "the study at scale $(or $(SCALE),laptop) takes $$(sed -n 's/^cost: //p' config/$(or $(SCALE),laptop).yaml)"
 	@$(VENV)/bin/snakemake --cores all $(if $(SCALE),--config scale=$(SCALE))
@@ -29,10 +32,10 @@ test-environment:
 	@requirements/install.sh test
 
 test: test-environment
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: test-environment
-	@$(VENV)/bin/python -m pytest -m "not slow"
+	@$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 soak: test-environment
 	@$(VENV)/bin/python -m tests.soak --kills 200
