@@ -170,6 +170,30 @@ def estimate(
     run_guarded(lambda: show_estimate(model, scale=scale, gpus=gpus, gpu_memory_gib=gpu_memory_gib, overrides=given))
 
 
+@app.command()
+def fetch(
+    scale: Annotated[str, typer.Option(help="The scale whose models and data are wanted.")] = "paper",
+    models: Annotated[str | None, typer.Option(help="Instead of the scale's: as models= of the workflow.")] = None,
+) -> None:
+    """Download all that a scale takes from the hub, pinned and checked, so that its runs need no network."""
+    run_guarded(lambda: fetch_sources(scale, {"models": models} if models else {}))
+
+
+def fetch_sources(scale: str, overrides: dict[str, Any]) -> None:
+    """Fetch, print every file's hash. Raise ValueError for the first source that cannot be had."""
+    from uniapl import hub
+    from uniapl.layers import load_study
+
+    hub.go_online()
+    sources = hub.sources_of(load_study(scale, overrides))
+    console = Console()
+    for source in sources:
+        fetched = hub.fetch(source, say=lambda line: console.print(line, highlight=False))
+        for name, digest in fetched.sha256.items():
+            console.print(f"  ok  sha256 {digest[:12]}  {name}", highlight=False, markup=False)
+    console.print(f"{len(sources)} sources of the hub are in the cache" if sources else f"{scale} needs no hub")
+
+
 def main() -> None:
     """Entry point of the console script `uniapl`."""
     app()

@@ -223,6 +223,11 @@ class MachineSpec(Spec):
     """How this machine executes a run: speed, memory and patience. In no run's hash, since results stay the same."""
 
     ranks: Positive = Field(1, description="Processes that train one run together; one GPU each where there are GPUs.")
+    nodes: Positive = Field(
+        1, description="Machines that these processes are spread over, in equal parts; needs SLURM."
+    )
+    cpus_per_rank: Positive = Field(8, description="Cores of each process where jobs are submitted to a cluster.")
+    gpus_per_rank: int = Field(0, ge=0, le=1, description="GPUs of each process where jobs are submitted to a cluster.")
     activation_checkpointing: bool = Field(
         False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
     )
@@ -243,12 +248,19 @@ class MachineSpec(Spec):
 
     @model_validator(mode="after")
     def _divisible(self) -> MachineSpec:
-        if self.ranks % self.tensor_parallel:
+        if self.ranks % self.nodes:
+            raise ValueError(f"ranks = {self.ranks} cannot be spread evenly over nodes = {self.nodes}")
+        if self.ranks_per_node % self.tensor_parallel:
             raise ValueError(
-                f"ranks = {self.ranks} cannot be cut into groups of tensor_parallel = {self.tensor_parallel}; "
-                f"make ranks a multiple of it"
+                f"the {self.ranks_per_node} ranks of a node cannot be cut into groups of tensor_parallel = "
+                f"{self.tensor_parallel}; make ranks / nodes a multiple of it"
             )
         return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes of a run on each machine."""
+        return self.ranks // self.nodes
 
 
 class EvalSpec(Spec):

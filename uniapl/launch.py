@@ -1,7 +1,8 @@
 """Start a stage on one or several processes: `python -m uniapl.launch --ranks 2 -m uniapl.train DIR ...`.
 
 Leases the GPUs that the ranks use, where the machine has any, and waits until enough of them are free. One rank takes
-this process's place; several run under torchrun, whose options (several nodes: --nnodes, --rdzv-endpoint, ...) are
+this process's place; several run under torchrun. With `--nodes N` inside of a SLURM job, srun starts this command on
+each of N nodes with its part of the ranks; without SLURM torchrun's own options (--nnodes, --rdzv-endpoint, ...) are
 passed on. SIGINT and SIGTERM reach every rank, which save and leave; the exit code is that of the rank that failed
 first.
 """
@@ -12,6 +13,7 @@ import argparse
 import fcntl
 import logging
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from uniapl import leases
 from uniapl.entry import run_guarded
 
 POLL_SECONDS = 1.0
+FIRST_PORT, NUM_PORTS = 20000, 12000  # where nodes meet: below Linux's ports for outgoing connections
 
 
 def visible_gpus() -> list[str]:
@@ -69,6 +72,24 @@ def lease_gpus(gpus: Sequence[str], *, count: int, directory: Path) -> list[tupl
             told = True
             print(f"waiting for {count} of the GPUs {', '.join(gpus)}: {len(taken)} free", file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
+
+
+def over_nodes(stage: Sequence[str], *, ranks: int, nodes: int) -> list[str]:
+    """The srun command that starts a stage on all nodes of the SLURM job, which meet on this one.
+
+    Raise ValueError outside of a SLURM job.
+    """
+    job = os.environ.get("SLURM_JOB_ID", "")
+    if not job.isdigit():
+        raise ValueError(
+            f"nodes = {nodes} need a SLURM job (snakemake --profile profiles/slurm); elsewhere start `python -m "
+            f"uniapl.launch` with torchrun's options on every node (docs/training.md), or set nodes to 1"
+        )
+    port = FIRST_PORT + int(job) % NUM_PORTS
+    srun = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    meeting = [f"--nnodes={nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={platform.node()}:{port}"]
+    own = [sys.executable, "-m", "uniapl.launch", "--ranks", str(ranks // nodes), *meeting]
+    return [*srun, *own, f"--rdzv-id={job}-{os.getpid()}", *stage]
 
 
 def forward_signals() -> None:
@@ -114,14 +135,24 @@ def run_ranks(arguments: list[str]) -> int:
 def main(arguments: list[str]) -> None:
     """Lease, start and wait; leaves with the stage's exit code."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, usage="%(prog)s [--ranks N] [torchrun's options] -m MODULE ..."
+        allow_abbrev=False, usage="%(prog)s [--ranks N] [--nodes N] [--threads N] [torchrun's options] -m MODULE ..."
     )
-    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=1, help="of all nodes; of this one with torchrun's --nnodes")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of each node, shared out among its ranks")
     if "-m" not in arguments:
         parser.error("-m MODULE is missing")
     begin = arguments.index("-m")
     own, options = parser.parse_known_args(arguments[:begin])
     stage = arguments[begin:]
+    if own.threads:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, own.threads * own.nodes // own.ranks))
+    if own.nodes > 1:
+        command = over_nodes(stage, ranks=own.ranks, nodes=own.nodes)
+        try:
+            os.execvp(command[0], command)
+        except FileNotFoundError:
+            raise ValueError("srun is not to be found on this node of the SLURM job; load SLURM's module") from None
     held: list[tuple[str, Any]] = []
     if gpus := visible_gpus():
         held = lease_gpus(gpus, count=own.ranks, directory=lease_directory())

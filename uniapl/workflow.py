@@ -144,7 +144,12 @@ def gpu_memories() -> list[int]:
 
 
 def check_memory(plan: Plan) -> None:
-    """Raise ConfigError where a model of the plan cannot be trained in the memory of this machine."""
+    """Raise ConfigError where a model of the plan cannot be trained in the memory of this machine.
+
+    Not checked where the ranks are to have GPUs and none is here: a cluster's login node.
+    """
+    if plan.study.machine.gpus_per_rank and not visible_gpus():
+        return
     refuse_too_large(plan, gpus=gpu_memories(), host_bytes=psutil.virtual_memory().total)
 
 

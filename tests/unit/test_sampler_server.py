@@ -35,7 +35,7 @@ def test_an_address_that_is_no_url_of_a_server_is_named(address: str) -> None:
 
 def test_ranks_that_cannot_be_cut_into_groups_are_refused() -> None:
     assert machine_of(ranks=4, tensor_parallel=2).tensor_parallel == 2
-    with pytest.raises(ConfigError, match="ranks = 3 cannot be cut into groups of tensor_parallel = 2"):
+    with pytest.raises(ConfigError, match="the 3 ranks of a node cannot be cut into groups of tensor_parallel = 2"):
         machine_of(ranks=3, tensor_parallel=2)
     with pytest.raises(ValueError, match=r"machine\.tensor_parallel = 2 is of vLLM alone, not of hf"):
         resolve_kind(spec_of("hf"), machine_of(ranks=2, tensor_parallel=2))

@@ -49,10 +49,15 @@ except ConfigError as error:
 
 # Two small models side by side on half of the cores are faster than one after the other on all of them.
 AT_ONCE = 1 if SCALE == "paper" else 2
-THREADS = 1 if SCALE == "smoke" else workflow.cores
-SHARED_THREADS = max(1, THREADS // AT_ONCE)
 LAUNCH = "python -m uniapl.launch"  # leases a GPU where there are any
 MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
+
+
+def cores_of(*, ranks=1, at_once=1):
+    """Cores of a job: of this machine, or, where jobs are submitted to a cluster, what the config says of a rank's."""
+    if workflow.non_local_exec or workflow.remote_exec:  # known only after the rules are read
+        return MACHINE.cpus_per_rank * ranks
+    return 1 if SCALE == "smoke" else max(1, workflow.cores // at_once)
 
 
 @functools.cache

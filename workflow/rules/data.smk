@@ -11,7 +11,7 @@ rule model:
         f"{ROOT}/logs/models/{{name}}.log",
     benchmark:
         f"{ROOT}/benchmarks/models/{{name}}.tsv"
-    threads: THREADS
+    threads: lambda _: cores_of()
     resources:
         mem_mb=MEMORY_MB,
     params:
@@ -49,9 +49,10 @@ rule demonstrations:
         f"{ROOT}/logs/demonstrations/{{name}}.log",
     benchmark:
         f"{ROOT}/benchmarks/demonstrations/{{name}}.tsv"
-    threads: THREADS
+    threads: lambda _: cores_of()
     resources:
         mem_mb=MEMORY_MB,
+        gpu=MACHINE.gpus_per_rank,
     params:
         options=options("demonstrations"),
     shell:
@@ -68,9 +69,10 @@ rule discriminator:
         f"{ROOT}/logs/discriminator/{{name}}.log",
     benchmark:
         f"{ROOT}/benchmarks/discriminator/{{name}}.tsv"
-    threads: THREADS
+    threads: lambda _: cores_of()
     resources:
         mem_mb=MEMORY_MB,
+        gpu=MACHINE.gpus_per_rank,
     params:
         options=options("discriminator"),
     shell:

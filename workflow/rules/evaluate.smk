@@ -32,9 +32,10 @@ rule evaluate:
         f"{ROOT}/benchmarks/evaluate/{{name}}.{{share}}.tsv"
     wildcard_constraints:
         share=r"\d+of\d+",
-    threads: SHARED_THREADS
+    threads: lambda _: cores_of(at_once=AT_ONCE)
     resources:
         mem_mb=MEMORY_MB,
+        gpu=MACHINE.gpus_per_rank,
     shell:
         "{LAUNCH} -m uniapl.evaluate {input.study:q} --share {wildcards.share} --machine {SETTINGS_OF_MACHINE} "
         "2>&1 | tee -i {log:q} "

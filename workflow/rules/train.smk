@@ -1,8 +1,7 @@
 # Training: one rule for every stage of every method, and the same one with priority for the longest runs.
 
 
-RANK_THREADS = max(1, SHARED_THREADS // MACHINE.ranks)
-TRAINER = f"{LAUNCH} --ranks {MACHINE.ranks} -m uniapl.train"
+RANKS = f"--ranks {MACHINE.ranks} --nodes {MACHINE.nodes}"
 
 
 def trained(_):
@@ -27,13 +26,16 @@ rule train:
     benchmark:
         f"{ROOT}/benchmarks/runs/{{name}}.tsv"
     priority: 1  # before evaluations: the last runs would else be waited for with an idle core
-    threads: SHARED_THREADS
+    threads: lambda _: cores_of(ranks=MACHINE.ranks_per_node, at_once=AT_ONCE)
     resources:
-        mem_mb=MEMORY_MB,
+        mem_mb=MEMORY_MB * MACHINE.ranks_per_node,
+        gpu=MACHINE.gpus_per_rank * MACHINE.ranks,
+        nodes=MACHINE.nodes,
     params:
         options=options("runs"),
     shell:
-        "OMP_NUM_THREADS={RANK_THREADS} {TRAINER} {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} {RANKS} --threads {threads} -m uniapl.train {params.options} --machine {SETTINGS_OF_MACHINE} "
+        "2>&1 | tee -i {log:q}"
 
 
 # Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.
