@@ -18,12 +18,10 @@ NAME = "monty"
 MAX_CHECKOUTS = 2000  # of a worker process, before a new one takes its place: bounds what it may leak
 # Identity cannot be redefined by the code that is judged, so only these three numbers ever come back.
 ASK = "__verdict = {entry}(__answer)\n1 if __verdict is True else 0 if __verdict is False else 2\n"
-# Handlers that catch what Monty raises for the parts of Python it lacks would turn a gap into a verdict.
-HARMLESS = (
-    r"(?:ValueError|IndexError|KeyError|LookupError|ZeroDivisionError|OverflowError|StopIteration|AssertionError)"
-)
-HARMLESS_HANDLER = re.compile(
-    rf"except\s+(?:{HARMLESS}|\(\s*{HARMLESS}(?:\s*,\s*{HARMLESS})*\s*,?\s*\))(?:\s+as\s+\w+)?\s*:"
+# Handlers that catch what Monty raises for the parts of Python it lacks would turn a gap into a verdict; these do not.
+CAUGHT = r"(?:ValueError|IndexError|KeyError|LookupError|ZeroDivisionError|OverflowError|StopIteration|AssertionError)"
+HARMLESS = re.compile(
+    rf"except\s+(?:{CAUGHT}|\(\s*{CAUGHT}(?:\s*,\s*{CAUGHT})*\s*,?\s*\))(?:\s+as\s+\w+)?\s*:",
 )
 HIDING = re.compile(r"\b(?:finally|suppress|hasattr|getattr|dir|vars|globals|locals|__\w+__)\b")
 GAPS = ("ModuleNotFoundError", "ImportError", "AttributeError", "NameError", "SyntaxError", "NotImplementedError",

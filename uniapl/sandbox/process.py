@@ -143,24 +143,26 @@ def run_bounded(command: Sequence[str], given: bytes, *, seconds: float, most_by
 
     The whole session is killed after `seconds`, and when it writes more than `most_bytes`. As root it runs as NOBODY.
     """
-    ids: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    user = NOBODY if os.geteuid() == 0 else None
     with os.fdopen(os.memfd_create("batch"), "w+b") as batch, tempfile.TemporaryFile() as errors:
         batch.write(given)
         batch.seek(0)
         try:
-            process: subprocess.Popen[bytes] = subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdin=batch, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, cwd="/",
-                start_new_session=True, **ids,
+                start_new_session=True, user=user, group=user, extra_groups=None if user is None else [],
             )  # fmt: skip
         except OSError as error:
             return b"", f"{command[0]}: {error.strerror}"
         assert process.stdout is not None
         written, why = bytearray(), ""
         deadline = time.monotonic() + seconds
+        waiting = select.poll()  # not select.select, which takes no descriptor above 1,023
+        waiting.register(process.stdout, select.POLLIN)
         try:
             while True:
                 left = deadline - time.monotonic()
-                if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+                if left <= 0 or not waiting.poll(1000 * left):
                     why = f"no end after {seconds:.0f} seconds"
                     break
                 block = os.read(process.stdout.fileno(), 1 << 16)
