@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,3 +155,13 @@ def _evaluate(
 @pytest.fixture
 def study_builder() -> Callable[..., dict[str, Any]]:
     return build_study
+
+
+@pytest.fixture
+def eval_data() -> Path:
+    """The folder of real data sets: where UNIAPL_EVAL_DATA says, else beside the repository."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "eval-data"
+    folder = Path(os.environ.get("UNIAPL_EVAL_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not here; name their folder in UNIAPL_EVAL_DATA")
+    return folder
