@@ -209,7 +209,7 @@ class Endpoint:
         """One answer, in at most `max_attempts` attempts."""
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(TemporaryError),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(self.access.max_attempts), lambda _: self._stopping),
+            stop=lambda state: self._stopping or state.attempt_number >= self.access.max_attempts,
             wait=self._wait_seconds, before_sleep=self._count, reraise=True,
         )  # fmt: skip
         try:

@@ -106,7 +106,7 @@ def test_a_second_process_asks_for_nothing_that_is_known_and_equal_requests_are_
 
 
 def test_any_part_of_a_request_makes_it_another_one() -> None:
-    changes = (
+    changes: tuple[dict[str, Any], ...] = (
         {"model": "small"}, {"max_tokens": 21}, {"temperature": 0.8}, {"top_p": 0.9}, {"seed": 2},
         {"extra_body": {"top_k": 5}},
     )  # fmt: skip

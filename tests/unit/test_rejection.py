@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.unit.chat_server import ChatServer, Reply, serving
@@ -262,3 +263,24 @@ def test_a_teacher_that_cannot_be_asked_is_one_line(
         assert "refuses a request (404: The model does not exist.); see model and access.url" in line
         assert len(server.bodies) <= 4
     assert not (directory / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_local_teacher_is_served_asked_and_ended(inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    teacher = {
+        "name": "qwen3_235b_vllm", "model": "small_qwen3", "drafts": "canned", "num_samples": 2, "temperature": 1.0,
+        "top_p": 1.0,
+    }  # fmt: skip
+    access = {"max_model_tokens": 512, "kv_cache_gib": 0.25, "concurrency": 8, "start_seconds": 280.0}
+    directory, command = stage(inputs, tmp_path, teacher, access)
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = read_manifest(directory)["teacher"]
+    answers = [row for _, row in read_jsonl(directory / "teacher_answers.jsonl")]
+    assert asked["answers"] == len(answers) > 64
+    assert asked["used"]["completion_tokens"] > 64
+    assert len({row["text"] for row in answers}) > len(answers) / 2  # each has a seed of its own
+    assert read_demonstrations(directory / "demonstrations.jsonl")
+    assert not (directory / ".teacher.tmp").exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(directory) in " ".join(p.info["cmdline"] or [])]
