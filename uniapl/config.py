@@ -188,6 +188,21 @@ TeacherSpec = EditorSpec | EndpointSpec | VLLMSpec
 TEACHERS: dict[str, type[TeacherSpec]] = {"editor": EditorSpec, "endpoint": EndpointSpec, "vllm": VLLMSpec}
 
 
+class AutoIFSpec(Spec):
+    """AutoIF's pipeline (arXiv 2406.13542); the paper trains on its data, how much and how made is not stated."""
+
+    augmentations: Positive = Field(20, description="Requests for 50 new instructions each; ours.")
+    functions_per_instruction: Positive = Field(8, description="K verification functions asked for; ours.")
+    min_functions: Positive = Field(3, description="Different functions that an instruction needs; the authors'.")
+    min_cases: Positive = Field(10, description="Different test cases that an instruction needs; the authors'.")
+    agreement: Fraction = Field(0.8, description="Share of the kept cases that a function must pass; the authors'.")
+    queries_per_instruction: Positive = Field(16, description="Queries that an instruction is put to; the authors'.")
+    answers_per_prompt: Positive = Field(4, description="Answers asked for, of which one must pass; ours.")
+    min_score: Count = Field(8, le=10, description="An answer's score must be above it; the authors'.")
+    max_prompts: Positive = Field(20000, description="Most prompts that are kept; ours.")
+    seed: int = Field(0, description="Seed of orders and requests.")
+
+
 class DiscriminatorSpec(Spec):
     """The fixed discriminator. Paper: POLAR; at laptop scale a head over the frozen base model's states."""
 
