@@ -33,7 +33,8 @@ def test_a_function_and_its_cases_are_read_and_what_is_no_case_is_left_out() -> 
     "text",
     [
         "no JSON at all", reply("def check(response):\n    return True"), reply("def evaluate(response:\n  return"),
-        '```json\n["evaluate"]\n```', '```json\n{"cases": []}\n```', reply("def evaluate(r): return '" + "x" * 9000 + "'"),
+        '```json\n["evaluate"]\n```', '```json\n{"cases": []}\n```',
+        reply("def evaluate(r): return '" + "x" * 9000 + "'"),
     ],
 )  # fmt: skip
 def test_a_reply_without_a_usable_function_is_left_out(text: str) -> None:
