@@ -52,7 +52,7 @@ def lease_gpus(gpus: Sequence[str], *, count: int, directory: Path) -> list[tupl
     exclusive lock is a GPU tried for.
     """
     if count > len(gpus):
-        raise ValueError(f"ranks = {count} need as many GPUs, {len(gpus)} can be seen here; lower ranks")
+        raise ValueError(f"{count} GPUs are needed, {len(gpus)} can be seen here; lower ranks or tensor_parallel")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     told = False
     while True:
@@ -135,11 +135,13 @@ def run_ranks(arguments: list[str]) -> int:
 def main(arguments: list[str]) -> None:
     """Lease, start and wait; leaves with the stage's exit code."""
     parser = argparse.ArgumentParser(
-        allow_abbrev=False, usage="%(prog)s [--ranks N] [--nodes N] [--threads N] [torchrun's options] -m MODULE ..."
+        allow_abbrev=False,
+        usage="%(prog)s [--ranks N] [--nodes N] [--threads N] [--gpus N] [torchrun's options] -m MODULE ...",
     )
     parser.add_argument("--ranks", type=int, default=1, help="of all nodes; of this one with torchrun's --nnodes")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of each node, shared out among its ranks")
+    parser.add_argument("--gpus", type=int, help="GPUs to lease where there are any; one for each rank if not given")
     if "-m" not in arguments:
         parser.error("-m MODULE is missing")
     begin = arguments.index("-m")
@@ -155,7 +157,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError("srun is not to be found on this node of the SLURM job; load SLURM's module") from None
     held: list[tuple[str, Any]] = []
     if gpus := visible_gpus():
-        held = lease_gpus(gpus, count=own.ranks, directory=lease_directory())
+        held = lease_gpus(gpus, count=own.gpus or own.ranks, directory=lease_directory())
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in held)
         leases.pass_on([file for _, file in held])
     if own.ranks == 1 and not options:

@@ -9,11 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from uniapl.config import ConfigError, ModelSpec, Spec, StageSpec, Study, TeacherSpec
+from uniapl.config import TEACHERS, ConfigError, ModelSpec, Spec, StageSpec, Study, TeacherSpec
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 COMMAND_LINE = "--config"
 SHORTHANDS = ("models", "methods", "ablations", "seeds")  # lists that the command line may give as `a,b`
+SECRET_WORDS = {"key", "keys", "apikey", "token", "secret", "password", "authorization", "headers"}
 
 Layer = tuple[str, dict[str, Any]]
 
@@ -72,11 +73,17 @@ def _one_line(model: type[Spec], error: ValidationError, layers: list[Layer], pr
     if first["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _known_keys(model, location[:-1]), n=1)
         hint = f"did you mean '{close[0]}'?" if close else "remove it"
-        return f"{origin}: {key} = {first['input']!r}: unknown key; {hint}"
+        return f"{origin}: {key}{_value(location, first['input'])}: unknown key; {hint}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{origin}: {key + ': ' if key else ''}{message}"
-    return f"{origin}: {key} = {first['input']!r}: {message[0].lower() + message[1:]}; change this value"
+    return f"{origin}: {key}{_value(location, first['input'])}: {message[0].lower() + message[1:]}; change this value"
+
+
+def _value(location: tuple[Any, ...], value: Any) -> str:
+    """` = value`, or nothing where it may be a secret that somebody wrote into a file."""
+    words = {word for part in location for word in str(part).lower().split("_")}
+    return "" if words & SECRET_WORDS else f" = {value!r}"
 
 
 def _origin(layers: list[Layer], location: tuple[Any, ...]) -> str:
@@ -129,7 +136,39 @@ def load_stage(name: str, layers: list[Layer], where: str) -> StageSpec:
     return validate(StageSpec, stage_layers, ("stages", name))
 
 
-def load_model(name: str, where: str) -> ModelSpec:
+def load_teacher(layers: list[Layer]) -> TeacherSpec:
+    """The teacher that the last layer names (`teacher: name` or `teacher: {name: ...}`): its file, then the layers.
+
+    What a layer says of another teacher does not count for this one, so that swapping it is one word.
+    """
+    name, named_by, said = "editor", COMMAND_LINE, []
+    for origin, values in layers:
+        given = values.get("teacher") or {}
+        given = {"name": given} if isinstance(given, str) else given
+        if not isinstance(given, dict):
+            raise ConfigError(f"{origin}: teacher = {given!r}: give the name of a file in config/teachers, or keys")
+        if given.get("name", name) != name:
+            name, named_by, said = str(given["name"]), origin, []
+        said.append((origin, given))
+    path = CONFIG / "teachers" / f"{name}.yaml"
+    if name not in available("teachers"):
+        raise ConfigError(f"{named_by}: teacher.name = {name!r}: unknown; known: {', '.join(available('teachers'))}")
+    teacher_layers = [(shown(path), {"name": name} | read_yaml(path)), *said]
+    merged: dict[str, Any] = {}
+    for _, values in teacher_layers:
+        merged = merge(merged, values)
+    kind = merged.get("kind")
+    if kind not in TEACHERS:
+        origin = _origin(teacher_layers, ("kind",)) if "kind" in merged else shown(path)
+        raise ConfigError(f"{origin}: teacher.kind = {kind!r}: unknown; known: {', '.join(TEACHERS)}")
+    if kind == "vllm" and isinstance(merged.get("model"), str):
+        origin = _origin(teacher_layers, ("model",))
+        model = load_model(merged["model"], origin, key="teacher.model").model_dump()
+        teacher_layers.append((origin, {"model": model}))
+    return validate(TEACHERS[kind], teacher_layers, ("teacher",))
+
+
+def load_model(name: str, where: str, *, key: str = "models") -> ModelSpec:
     """A model by the name of its file in config/models, by a folder, or by a hub id (owner/name)."""
     path = CONFIG / "models" / f"{name}.yaml"
     if path.exists():
@@ -141,7 +180,7 @@ def load_model(name: str, where: str) -> ModelSpec:
         owner_and_name, _, revision = name.partition("@")
         return ModelSpec(name=slug, title=slug, source="hub", location=owner_and_name, revision=revision or "main")
     raise ConfigError(
-        f"{where}: models = {name!r}: unknown; known: {', '.join(available('models'))}, a folder, or a hub id"
+        f"{where}: {key} = {name!r}: unknown; known: {', '.join(available('models'))}, a folder, or a hub id"
     )
 
 
@@ -170,7 +209,7 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     for _, values in layers:
         merged = merge(merged, values)
 
-    where = {key: _origin(layers, (key,)) for key in ("models", "methods", "teacher", "ablations")}
+    where = {key: _origin(layers, (key,)) for key in ("models", "methods", "ablations")}
     methods = [str(m) for m in _listed(merged.get("methods") or [])]
     ablations = [str(a) for a in _listed(merged.get("ablations") or [])]
     paths = [method.split(".") for method in methods]
@@ -181,16 +220,8 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
         "scale": scale,
         "models": [load_model(str(m), where["models"]).model_dump() for m in _listed(merged.get("models") or [])],
         "stages": {name: load_stage(name, layers, where["methods"]).model_dump() for name in names},
+        "teacher": load_teacher(layers).model_dump(),
     }
-    teacher = merged.get("teacher") or {}
-    if isinstance(teacher, dict):
-        path = CONFIG / "teachers" / f"{teacher.get('name', 'editor')}.yaml"
-        if not path.exists():
-            raise ConfigError(
-                f"{where['teacher']}: teacher.name = {path.stem!r}: unknown; known: {available('teachers')}"
-            )
-        teacher_layers = [(shown(path), read_yaml(path)), (where["teacher"], teacher)]
-        resolved["teacher"] = validate(TeacherSpec, teacher_layers, ("teacher",)).model_dump()
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
         origin, name = _origin(layers, ("stages",)), min(unknown)

@@ -184,3 +184,14 @@ def hold(path: Path, *, what: str) -> IO[str]:
             told = True
             print(f"{what} by {owner.process}, an orphan: waiting until it saved and left", file=sys.stderr, flush=True)
         time.sleep(0.2)
+
+
+def wait(path: Path, *, what: str) -> IO[str]:
+    """Take a lease, waiting as long as another process has it; a line says that `what` is waited for."""
+    told = False
+    while (file := try_hold(path)) is None:
+        if not told:
+            told = True
+            print(f"waiting for {what}: another process uses it", file=sys.stderr, flush=True)
+        time.sleep(WATCH_SECONDS)
+    return file

@@ -155,10 +155,34 @@ def _from_checkpoint(spec: ModelSpec) -> tuple[Any, Any]:
         )
     except (OSError, ValueError) as error:
         if spec.source == "hub":
-            remedy = f"not in the local Hugging Face cache; run: hf download {where} --revision {revision}"
-            raise ValueError(f"weights missing: {where} is {remedy}") from error
+            raise _not_cached(spec) from error
         reason = str(error).splitlines()[0]
         raise ValueError(f"weights missing: {where} is no transformers checkpoint ({reason})") from error
+
+
+def _not_cached(spec: ModelSpec) -> ValueError:
+    remedy = f"hf download {spec.location} --revision {spec.revision}"
+    return ValueError(f"weights missing: {spec.location} is not in the local Hugging Face cache; run: {remedy}")
+
+
+def checkpoint_folder(spec: ModelSpec, *, scratch: Path) -> Path:
+    """A folder with the checkpoint of a spec, for an engine that reads it itself: its own, the cache's or `scratch`.
+
+    Nothing is copied but what has to be made: models out of a package, and random ones. Raise ValueError as above.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if spec.source == "hub":
+        try:
+            return Path(snapshot_download(str(spec.location), revision=spec.revision, local_files_only=True))
+        except LocalEntryNotFoundError as error:
+            raise _not_cached(spec) from error
+    if spec.source == "path":
+        _require_checkpoint(Path(str(spec.location)))
+        return Path(str(spec.location))
+    save_model(*build_model(spec), scratch)
+    return scratch
 
 
 def build_model(spec: ModelSpec) -> tuple[Any, Any]:

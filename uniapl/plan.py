@@ -112,7 +112,7 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
             "compute": compute,
         }
         plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
-        teacher = shared | {"teacher": study.teacher.model_dump()}
+        teacher = shared | {"teacher": study.teacher.model_dump(exclude={"access"})}
         plan.demonstrations[model.name] = _artifact(root, "demonstrations", model.name, teacher)
         judged = teacher | {"discriminator": study.discriminator.model_dump()}
         plan.discriminators[model.name] = _artifact(root, "discriminator", model.name, judged)

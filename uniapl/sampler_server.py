@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import sys
 import tempfile
 import time
 import uuid
@@ -35,7 +34,6 @@ from uniapl.weight_channel import DTYPES, Channel, ChannelError, address_towards
 CONNECT_RETRIES = 4  # with httpx's back-off: 0, 0.5, 1 and 2 seconds
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 2.0  # a connection is kept; below the 5 seconds after which vLLM closes it
-LEASE_POLL_SECONDS = 1.0
 FAILURE_SECONDS = 10.0  # for a server to say why its worker left
 
 
@@ -230,10 +228,4 @@ def _lease(url: str) -> IO[str]:
     """Take this machine's lease on a server, waiting until no other run of this user has it."""
     folder = Path(tempfile.gettempdir()) / f"uniapl-servers-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    told = False
-    while (file := leases.try_hold(folder / quote(url, safe=""))) is None:
-        if not told:
-            told = True
-            print(f"waiting for {url}: another run uses it", file=sys.stderr, flush=True)
-        time.sleep(LEASE_POLL_SECONDS)
-    return file
+    return leases.wait(folder / quote(url, safe=""), what=url)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import IO, Any, NoReturn
 import psutil
 
 from uniapl import leases
-from uniapl.config import ConfigError
+from uniapl.config import ConfigError, EditorSpec, TeacherSpec, VLLMSpec
 from uniapl.estimate import refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
@@ -167,6 +168,14 @@ def announce(plan: Plan, *, note: str | None) -> None:
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
+
+
+def teacher_options(teacher: TeacherSpec) -> tuple[str, str]:
+    """How a teacher is reached, as words for the shell: the launcher's options and the stage's."""
+    if isinstance(teacher, EditorSpec):
+        return "", ""
+    gpus = f"--gpus {teacher.access.tensor_parallel}" if isinstance(teacher, VLLMSpec) else ""
+    return gpus, f"--access {shlex.quote(teacher.access.model_dump_json())}"
 
 
 def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:

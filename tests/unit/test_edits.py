@@ -13,7 +13,7 @@ from uniapl.constraints.dressings import split_units
 from uniapl.constraints.edits import mend
 from uniapl.generate import generate_split
 from uniapl.records import Constraint, Prompt
-from uniapl.teachers import CANNED
+from uniapl.teachers.drafts import CANNED
 
 DRAFT = (
     "Baking bread at home is a rewarding thing, and it fills the kitchen with a fine smell. First, mix flour with "

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from uniapl import layers
-from uniapl.config import ConfigError
+from uniapl.config import ConfigError, EndpointSpec, VLLMSpec
 from uniapl.layers import load_ablation, load_model, load_stage, load_study, merge
 
 
@@ -157,3 +157,57 @@ def test_an_ablation_needs_exactly_its_three_keys(config: Path) -> None:
 def test_every_scale_resolves_with_every_method_and_ablation(scale: str) -> None:
     study = load_study(scale, {"methods": layers.available("methods"), "ablations": layers.available("ablations")})
     assert set(layers.available("methods")) <= set(study.stages)
+
+
+def test_another_teacher_is_one_word_and_what_was_said_of_the_first_does_not_count_for_it() -> None:
+    for teacher in ("qwen3_235b", {"name": "qwen3_235b"}):
+        spec = load_study(
+            "laptop", {"teacher": teacher}
+        ).teacher  # the scale says num_samples and temperature of its own
+        assert isinstance(spec, EndpointSpec)
+        assert (spec.name, spec.model) == ("qwen3_235b", "Qwen/Qwen3-235B-A22B-Instruct-2507")
+        assert spec.extra_body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert spec.access.url == "http://localhost:8000/v1"
+    spec = load_study("smoke", {"teacher": {"num_samples": 2}}).teacher
+    assert (spec.name, spec.drafts, spec.num_samples) == ("editor", "canned", 2)
+
+
+def test_a_local_teacher_is_a_model_by_name_folder_or_hub_id(tmp_path: Path) -> None:
+    for name, source in (("tiny_qwen3", "random"), (str(tmp_path), "path"), ("Some/Model-1B@0123abc", "hub")):
+        spec = load_study("smoke", {"teacher": {"name": "qwen3_235b_vllm", "model": name}}).teacher
+        assert isinstance(spec, VLLMSpec)
+        assert spec.model.source == source
+    assert spec.model.revision == "0123abc"
+    unknown = error_of(teacher={"name": "qwen3_235b_vllm", "model": "nobody"})
+    assert unknown.startswith("--config: teacher.model = 'nobody': unknown; known: ")
+
+
+def test_every_teacher_of_the_repository_resolves() -> None:
+    for name in layers.available("teachers"):
+        assert load_study("smoke", {"teacher": name}).teacher.name == name
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (3, "teacher = 3: give the name of a file in config/teachers"),
+        ({"kind": "oracle"}, "teacher.kind = 'oracle': unknown; known: editor, endpoint, vllm"),
+        ({"name": "qwen3_235b", "access": {"tensor_parallel": 2}}, "teacher.access.tensor_parallel = 2: unknown key"),
+        ({"name": "qwen3_235b", "extra_body": {"seed": 1}}, "teacher.extra_body: seed is set by the suite; remove it"),
+        ({"name": "qwen3_235b", "access": {"url": "host:8000"}}, "teacher.access.url: is no plain URL"),
+        ({"name": "qwen3_235b", "access": {"url": "http://host:80000/v1"}}, "teacher.access.url: Port out of range"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_line(teacher: Any, message: str) -> None:
+    assert error_of(teacher=teacher).startswith(f"--config: {message}")
+
+
+@pytest.mark.parametrize(
+    "access",
+    [{"key_variable": "sk-SECRET"}, {"key": "sk-SECRET"}, {"api_key": "sk-SECRET"}, {"key_variable": ["sk-SECRET"]},
+     {"url": "https://me:sk-SECRET@host/v1"}, {"url": "https://host/v1?key=sk-SECRET"}],
+)  # fmt: skip
+def test_a_secret_that_somebody_wrote_into_a_file_is_not_shown(access: dict[str, Any]) -> None:
+    message = error_of(teacher={"name": "qwen3_235b", "access": access})
+    assert message.startswith("--config: teacher.access.")
+    assert "SECRET" not in message

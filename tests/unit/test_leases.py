@@ -173,7 +173,7 @@ def test_a_gpu_lease_lives_as_long_as_any_process_that_shares_it(
 
 
 def test_more_ranks_than_gpus_is_one_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="ranks = 3 need as many GPUs, 2 can be seen here; lower ranks"):
+    with pytest.raises(ValueError, match="3 GPUs are needed, 2 can be seen here; lower ranks or tensor_parallel"):
         launch.lease_gpus(["0", "1"], count=3, directory=tmp_path)
 
 

@@ -63,6 +63,23 @@ def test_changed_data_or_compute_changes_every_run_and_titles_none(tmp_path: Pat
         assert run_of(other_title, path).directory == run.directory
 
 
+def test_how_a_teacher_is_reached_is_in_no_hash_and_what_it_is_asked_is(tmp_path: Path) -> None:
+    def directory_of(**values: Any) -> Path:
+        plan = plan_of(tmp_path, teacher={"name": "qwen3_235b", **values})
+        assert "access" not in plan.demonstrations["tiny_qwen3"].config["teacher"]
+        return plan.demonstrations["tiny_qwen3"].directory
+
+    base = directory_of()
+    for access in ({"url": "https://host/v1"}, {"key_variable": "KEY"}, {"concurrency": 1}, {"prompt_price": 0.5}):
+        assert directory_of(access=access) == base
+    changes = ({"temperature": 1.0}, {"num_samples": 8}, {"model": "other"}, {"extra_body": {"top_k": 5}})
+    assert len({base, *(directory_of(**change) for change in changes)}) == 5
+
+
+def test_the_editors_directories_keep_their_names(tmp_path: Path) -> None:
+    assert plan_of(tmp_path).demonstrations["tiny_qwen3"].directory.name == "tiny_qwen3-c4b5acae"
+
+
 def test_a_directory_says_model_path_variant_hash_and_seed(tmp_path: Path) -> None:
     run = run_of(plan_of(tmp_path, seeds="5"), "sft.grpo", seed=5)
     tail = f"smoke/runs/tiny_qwen3/sft.grpo/main-{content_hash(run.config)}/seed5"

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from uniapl import teachers
-from uniapl.config import DataSpec, TeacherSpec
+from uniapl.config import DataSpec
 from uniapl.constraints import verify
 from uniapl.layers import load_study
 from uniapl.provenance import content_hash
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations, read_jsonl, write_jsonl
-from uniapl.teachers import Draft, Order, canned_drafts, demonstrate, judged, main, orders, ranked
+from uniapl.teachers import editor
+from uniapl.teachers.__main__ import main
+from uniapl.teachers.drafts import Draft, Drafting, Order, canned_drafts, judged, orders
+from uniapl.teachers.editor import demonstrate, ranked
 
 NO_COMMA = Constraint("punctuation:no_comma", {})
 KEYWORD = Constraint("keywords:existence", {"keywords": ["oven"]})
@@ -59,12 +61,12 @@ def test_a_demonstration_keeps_original_edits_and_verdicts() -> None:
 
 
 def test_the_next_best_draft_is_tried_where_the_best_cannot_be_mended(monkeypatch: pytest.MonkeyPatch) -> None:
-    order, real = Order(prompt(KEYWORD), 0), teachers.mend
+    order, real = Order(prompt(KEYWORD), 0), editor.mend
 
     def stubborn(constraints: object, text: str, **options: object) -> object:
         return None if text == "The best one." else real(constraints, text, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(teachers, "mend", stubborn)
+    monkeypatch.setattr(editor, "mend", stubborn)
     drafts = judged([draft(0, "The best one."), draft(1, "Another one.")], {"p": order.prompt})
     made = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
     assert isinstance(made, Demonstration)
@@ -106,12 +108,12 @@ def test_discriminator_prompts_get_two_takes_and_the_others_one() -> None:
 
 
 def test_takes_draw_independent_drafts_and_long_ones_are_cut_and_flagged() -> None:
-    spec = TeacherSpec.model_validate(dict(drafts="canned", num_samples=3))
+    drafting = Drafting("canned", num=3, temperature=1.0, seed=0)
     todo = [Order(prompt(), 0), Order(prompt(), 1)]
 
     def drafts() -> list[Draft]:
         return canned_drafts(
-            todo, spec, max_tokens=30, encode=lambda text: [ord(c) for c in text] + [0],
+            todo, drafting, max_tokens=30, encode=lambda text: [ord(c) for c in text] + [0],
             decode=lambda ids: "".join(chr(i) for i in ids if i),
         )  # fmt: skip
 

@@ -47,12 +47,21 @@ LABELS = {
     "num_demonstrations": "demonstrations kept, all verified",
     "kept_share": "share of the ordered demonstrations kept",
     "enough_kept": "at least 90% kept",
-    "dropped": "demonstrations dropped, could not be mended",
+    "dropped": "demonstrations dropped, none passed the verifiers",
     "edited_share": "share of the demonstrations that were edited",
     "base_prompt_strict": "prompt accuracy of the base model's drafts",
     "truncated_share_base": "share of drafts cut at the cap",
     "truncated_share_demonstrations": "share of demonstrations cut at the cap",
     "tokens_generated": "tokens generated for drafts",
+    "teacher.answers": "answers of the teacher",
+    "teacher.from_cache": "answers that were paid for before this run",
+    "teacher.attempts": "requests sent, repeated ones included",
+    "teacher.first_answer_strict": "prompt accuracy of the teacher's first answers",
+    "teacher.truncated_share": "share of the teacher's answers cut or too long",
+    "teacher.used.prompt_tokens": "prompt tokens of all answers",
+    "teacher.used.completion_tokens": "completion tokens of all answers",
+    "teacher.used.cost": "cost of all answers, by the prices of the teacher's file",
+    "teacher.bought.cost": "cost of the answers that this run asked for",
 }
 
 

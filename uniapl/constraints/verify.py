@@ -115,6 +115,17 @@ def _checker(kind: str, kwargs_json: str) -> Any:
     return checker
 
 
+def undecided(constraint: Constraint) -> str | None:
+    """Why a constraint could judge no answer at all: no verifier, or parameters that do not decide; else None."""
+    try:
+        _checker(constraint.kind, json.dumps(constraint.kwargs, sort_keys=True))
+    except Unavailable as reason:
+        return str(reason)
+    except Exception as error:  # a verifier that cannot be set up is one more reason
+        return f"{constraint.kind}: {type(error).__name__}: {error}"
+    return None
+
+
 def _judge(kind: str, kwargs_json: str, texts: Sequence[str]) -> bool:
     """True where any of the texts follows. Exceptions of the verifier become Unavailable."""
     try:

@@ -39,7 +39,10 @@ rule data:
         "python -m uniapl.data {params.options} 2>&1 | tee -i {log:q}"
 
 
-# The expert's answers, every one of them verified.
+# The expert's answers, every one of them verified. How the expert is reached is no reason to ask it again.
+TEACHER_LAUNCH, TEACHER_ACCESS = study_workflow.teacher_options(PLANS[TARGET].study.teacher)
+
+
 rule demonstrations:
     input:
         unpack(reads("demonstrations")),
@@ -56,7 +59,8 @@ rule demonstrations:
     params:
         options=options("demonstrations"),
     shell:
-        "{LAUNCH} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} {TEACHER_LAUNCH} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} {TEACHER_ACCESS} "
+        "2>&1 | tee -i {log:q}"
 
 
 # The head that tells base answers from the expert's; fixed afterwards.
