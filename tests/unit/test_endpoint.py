@@ -157,6 +157,23 @@ def test_an_endpoint_that_fails_for_good_ends_in_one_line_and_what_it_answered_i
     assert set(server.answered.values()) == {1}
 
 
+def test_answers_in_flight_are_kept_when_another_request_ends_the_stage(tmp_path: Path) -> None:
+    def reply(body: dict[str, Any], attempt: int) -> Reply:
+        if number_of(body) == 0 and attempt == 1:
+            return Reply(status=400, body=b"too long", seconds=0.2)
+        return Reply(f"Answer {number_of(body)}", seconds=0.8)
+
+    bodies = [request(i) for i in range(9)]
+    with serving(reply) as server:
+        with pytest.raises(ValueError, match="400: too long"):
+            ask(server.url, tmp_path / "a.jsonl", bodies)
+        assert sum(server.attempts.values()) == 4  # nothing new was begun
+        texts, report = ask(server.url, tmp_path / "a.jsonl", bodies)
+    assert texts == [f"Answer {i}" for i in range(9)]
+    assert report["from_cache"] == 3
+    assert set(server.answered.values()) == {1}
+
+
 @pytest.mark.parametrize(
     ("status", "said", "remedy"),
     [(401, "Incorrect API key", "see the key and access.key_variable"), (403, "no access", "what it may use"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from uniapl import layers
-from uniapl.config import ConfigError, EndpointSpec, VLLMSpec
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, VLLMSpec
 from uniapl.layers import load_ablation, load_model, load_stage, load_study, merge
 
 
@@ -161,14 +161,14 @@ def test_every_scale_resolves_with_every_method_and_ablation(scale: str) -> None
 
 def test_another_teacher_is_one_word_and_what_was_said_of_the_first_does_not_count_for_it() -> None:
     for teacher in ("qwen3_235b", {"name": "qwen3_235b"}):
-        spec = load_study(
-            "laptop", {"teacher": teacher}
-        ).teacher  # the scale says num_samples and temperature of its own
+        spec = load_study("smoke", {"teacher": teacher}).teacher
         assert isinstance(spec, EndpointSpec)
         assert (spec.name, spec.model) == ("qwen3_235b", "Qwen/Qwen3-235B-A22B-Instruct-2507")
         assert spec.extra_body["chat_template_kwargs"] == {"enable_thinking": False}
         assert spec.access.url == "http://localhost:8000/v1"
+        assert spec.drafts == "model"  # canned ones are what the scale says of the editor
     spec = load_study("smoke", {"teacher": {"num_samples": 2}}).teacher
+    assert isinstance(spec, EditorSpec)
     assert (spec.name, spec.drafts, spec.num_samples) == ("editor", "canned", 2)
 
 
