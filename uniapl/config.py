@@ -251,6 +251,24 @@ class MachineSpec(Spec):
         return self
 
 
+class BenchmarkSpec(Spec):
+    """A benchmark's data; a file in config/evals/. Its source is pinned: a package, or a commit of the hub."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$", description="lm-eval's name of the task, or the suite's own.")
+    title: str = Field(description="Name in tables and messages.")
+    package: str | None = Field(None, description="Python package that ships the data.")
+    hub: str | None = Field(None, description="Data set on the hub.")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="Its pinned commit.")
+    file: str | None = Field(None, description="The file inside package or hub repository, where it is one.")
+    known: dict[str, str] = Field({}, description="What files are by their sha256; others are used with a warning.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> BenchmarkSpec:
+        if not (self.package and self.file) and not (self.hub and self.revision):
+            raise ValueError(f"benchmark {self.name} needs 'package' and 'file', or 'hub' and 'revision'")
+        return self
+
+
 class EvalSpec(Spec):
     """Evaluation through lm-eval, greedy. `development` is for choices; the others are held out."""
 

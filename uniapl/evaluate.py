@@ -29,6 +29,7 @@ from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
 from uniapl.records import HELDOUT_LOG, Sample, read_demonstrations, write_jsonl
 from uniapl.sampler import Sampler, make_sampler
+from uniapl.score import accuracies
 
 TASKS = Path(__file__).resolve().parent / "tasks"
 # DEVIATION: evaluations: held-out generated prompts and IFBench; the paper's benchmarks need weights of its size.
@@ -279,17 +280,9 @@ def expert_rows(engine: Engine, model: Any, *, is_base: bool) -> list[dict[str, 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracies of one task over the prompts that could be judged, the share cut at the cap, and what was left out."""
-
-    def share(values: list[bool | None]) -> float | None:
-        judged = [value for value in values if value is not None]
-        return sum(judged) / len(judged) if judged else None
-
     return {
         "num_prompts": len(rows),
-        "prompt_strict": share([row["prompt_strict"] for row in rows]),
-        "prompt_loose": share([row["prompt_loose"] for row in rows]),
-        "inst_strict": share([one for row in rows for one in row["strict"]]),
-        "inst_loose": share([one for row in rows for one in row["loose"]]),
+        **accuracies(rows),
         "truncated_share": sum(row["truncated"] for row in rows) / max(1, len(rows)),
         "mean_tokens": sum(row["num_tokens"] for row in rows) / max(1, len(rows)),
         "not_computed": sum(row["status"] != "ok" for row in rows),

@@ -1,4 +1,4 @@
-"""What the suite's lm-eval tasks share: prompts as documents, and answers judged by `uniapl.constraints.verify`.
+"""What the suite's lm-eval tasks share: prompts as documents, and answers judged by `uniapl.score.judge`.
 
 A prompt whose answer cannot be judged (a status other than ok) is left out of every accuracy and counted apart.
 """
@@ -13,9 +13,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from uniapl.constraints import verify
 from uniapl.data import read_prompts
 from uniapl.records import Constraint
+from uniapl.score import judge
 
 
 def load(*, data_directory: str, split: str, **_: Any) -> dict[str, Dataset]:
@@ -39,15 +39,13 @@ def constraints_of(document: dict[str, Any]) -> list[Constraint]:
 
 def process_results(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Verdicts of one answer: per prompt (None where it was not judged) and per instruction, strict and loose."""
-    constraints = constraints_of(document)
-    strict, loose = (verify(constraints, results[0], strict=s) for s in (True, False))
-    status = strict.status if strict.status != "ok" else loose.status
+    found = judge(constraints_of(document), results[0])
     return {
-        "prompt_strict": strict.passed,
-        "inst_strict": list(strict.followed),
-        "prompt_loose": loose.passed,
-        "inst_loose": list(loose.followed),
-        "not_computed": status,
+        "prompt_strict": found["prompt_strict"],
+        "inst_strict": found["strict"],
+        "prompt_loose": found["prompt_loose"],
+        "inst_loose": found["loose"],
+        "not_computed": found["status"],
     }
 
 
