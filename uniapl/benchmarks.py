@@ -1,31 +1,31 @@
-"""Where a benchmark's data lies: config/evals/NAME.yaml names the pinned source, a study or a command may name files.
+"""Where a benchmark's rows come from: config/evals/NAME.yaml names the pinned source, a study may name files.
 
-The hub's local cache only; nothing is downloaded here.
+Read are a package's files, the hub's at a pinned commit out of the local cache, or a folder or zip archive; nothing is
+downloaded, unpacked to disk or executed here.
 """
 
 from __future__ import annotations
 
+import csv
+import fnmatch
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from uniapl.config import BenchmarkSpec
-from uniapl.layers import CONFIG, available, read_yaml, shown, validate
+from uniapl.layers import CONFIG, load_benchmark
 from uniapl.provenance import file_sha256
 
-
-def load_benchmark(name: str) -> BenchmarkSpec:
-    """The spec of config/evals/NAME.yaml. Raise ConfigError for a name without one."""
-    path = CONFIG / "evals" / f"{name}.yaml"
-    return validate(BenchmarkSpec, [(shown(path), {"name": name} | read_yaml(path))], ("evals", name))
-
-
-def known_benchmarks() -> list[str]:
-    """Names of all benchmarks that config/evals describes."""
-    return available("evals")
+MOST_BYTES = 1 << 30  # of one file, unpacked: what claims more is no benchmark
 
 
 def prompt_file(name: str, given: Path | None = None) -> Path:
-    """The file of a benchmark that is one file: `given`, a package's, or the hub's cached one at the pinned revision.
+    """The file of a benchmark in IFEval's format: `given`, or the pinned source's.
 
     Raise ValueError with the remedy where it is missing.
     """
@@ -34,27 +34,10 @@ def prompt_file(name: str, given: Path | None = None) -> Path:
             raise ValueError(f"{given}: no such file; --data names a prompt file in {name}'s format")
         return given
     spec = load_benchmark(name)
-    if spec.package:
-        try:
-            return Path(str(metadata.distribution(spec.package).locate_file(str(spec.file))))
-        except metadata.PackageNotFoundError:
-            raise ValueError(
-                f"package {spec.package} is missing, which ships {spec.title}'s prompts; install it"
-            ) from None
-    return cached_file(spec, str(spec.file))
-
-
-def cached_file(spec: BenchmarkSpec, file: str) -> Path:
-    """A file of the hub's data set, at the pinned revision, in the local cache. Raise ValueError where it is not."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(str(spec.hub), file, revision=spec.revision, repo_type="dataset")
-    if not isinstance(found, str):
-        command = f"hf download {spec.hub} {file} --repo-type dataset --revision {spec.revision}"
-        raise ValueError(
-            f"{spec.title}'s prompts are not in the local Hugging Face cache; give --data FILE, or run: {command}"
-        )
-    return Path(found)
+    path = _folder(spec, "give --data FILE, or") / next(iter(spec.files.values()))
+    if not path.is_file():
+        raise ValueError(f"{spec.title}: {path} is missing; give --data FILE, or fetch it again")
+    return path
 
 
 def known_source(name: str, path: Path) -> tuple[str, bool]:
@@ -62,3 +45,80 @@ def known_source(name: str, path: Path) -> tuple[str, bool]:
     digest = file_sha256(path)
     known = load_benchmark(name).known
     return (f"{known[digest]}, sha256 {digest[:8]}", True) if digest in known else (f"sha256 {digest}", False)
+
+
+def split_files(spec: BenchmarkSpec, split: str, *, subject: str = "") -> list[tuple[str, bytes]]:
+    """Names and contents of a split's files. Raise ValueError naming the benchmark and the remedy where none is."""
+    pattern = spec.files[split].replace("{subject}", subject)
+    root = _folder(spec, "set evaluation.benchmarks, or")
+    if root.is_file():
+        found = list(_members(root, pattern))
+    else:
+        found = [(str(path), path.read_bytes()) for path in sorted(root.glob(pattern)) if path.is_file()]
+    if not found:
+        raise ValueError(f"{spec.title}: {root} holds no {pattern} ({split}); mend its 'files', or fetch it again")
+    return found
+
+
+def read_split(spec: BenchmarkSpec, split: str, *, subject: str = "") -> list[dict[str, Any]]:
+    """The rows of a split. Raise ValueError naming the file that is missing or broken."""
+    rows: list[dict[str, Any]] = []
+    for name, content in split_files(spec, split, subject=subject):
+        try:
+            rows += _rows(name, content, spec.columns)
+        except (ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{spec.title}: {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return rows
+
+
+def _folder(spec: BenchmarkSpec, otherwise: str) -> Path:
+    """What `files` are relative to: a folder, or a zip archive."""
+    if spec.location:
+        root = CONFIG.parent / spec.location
+        if not root.is_dir() and not zipfile.is_zipfile(root):
+            raise ValueError(f"{spec.title}: {root} is neither a folder nor a zip archive; mend its 'location'")
+        return root
+    if spec.package:
+        try:
+            return Path(str(metadata.distribution(spec.package).locate_file("")))
+        except metadata.PackageNotFoundError:
+            raise ValueError(f"package {spec.package} is missing, which ships {spec.title}; install it") from None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(str(spec.hub), repo_type="dataset", revision=spec.revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        command = f"hf download {spec.hub} --repo-type dataset --revision {spec.revision}"
+        raise ValueError(f"{spec.title} is not in the local Hugging Face cache; {otherwise} run: {command}") from None
+    return Path(found)
+
+
+def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Members of a zip archive whose names fit a pattern."""
+    with zipfile.ZipFile(archive) as file:
+        for info in sorted(file.infolist(), key=lambda one: one.filename):
+            if fnmatch.fnmatchcase(info.filename, pattern):
+                if info.file_size > MOST_BYTES:
+                    raise ValueError(f"{archive}: {info.filename} has {info.file_size} bytes; no benchmark is so large")
+                yield f"{archive}/{info.filename}", file.read(info)
+
+
+def _rows(name: str, content: bytes, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Rows of one file by the end of its name."""
+    if name.endswith(".gz"):
+        with gzip.open(io.BytesIO(content)) as file:
+            unpacked = file.read(MOST_BYTES + 1)
+        if len(unpacked) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES} bytes unpacked")
+        return _rows(name.removesuffix(".gz"), unpacked, columns)
+    if name.endswith(".parquet"):
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    text = content.decode("utf-8-sig")
+    if name.endswith(".csv"):
+        return list(csv.DictReader(io.StringIO(text, newline=""), fieldnames=columns or None))
+    if name.endswith(".jsonl"):
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    raise ValueError("its name ends in none of .jsonl, .csv, .parquet, each also with .gz")

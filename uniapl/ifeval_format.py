@@ -6,6 +6,7 @@ Parameters of 0 are kept, absent ones dropped, and whole numbers are integers, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,18 @@ def other_edition(text: str) -> str | None:
 
 
 def read_prompt_file(path: Path, *, split: str) -> list[Prompt]:
-    """Read prompts; ids are `<split>-<key>`, `group` is seen where training shows all of a prompt's kinds.
+    """Read prompts from a file; see `parse_prompts`."""
+    return parse_prompts(read_jsonl(path), where=str(path), split=split)
 
-    Raise ValueError naming file and line for a broken line, and for a key or a text that came before.
+
+def parse_prompts(rows: Iterable[tuple[int, dict[str, Any]]], *, where: str, split: str) -> list[Prompt]:
+    """Prompts of numbered rows; ids are `<split>-<key>`, `group` is seen where training shows all of a prompt's kinds.
+
+    Raise ValueError naming `where` and the number for a broken row, and for a key or a text that came before.
     """
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for number, row in read_jsonl(path):
+    for number, row in rows:
         try:
             prompt = _prompt(row, split)
             for what in (prompt.id, prompt.text):
@@ -54,10 +60,10 @@ def read_prompt_file(path: Path, *, split: str) -> list[Prompt]:
                     raise ValueError(f"{shown_text(what)} came before, in line {seen[what]}")
                 seen[what] = number
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}; mend or remove this line") from None
+            raise ValueError(f"{where}:{number}: {error}; mend or remove this line") from None
         prompts.append(prompt)
     if not prompts:
-        raise ValueError(f"{path} holds no prompts; it should have one JSON object a line, as IFEval's own file")
+        raise ValueError(f"{where} holds no prompts; it should have one JSON object a line, as IFEval's own file")
     return prompts
 
 

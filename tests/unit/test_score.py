@@ -255,7 +255,7 @@ def test_the_command_ends_with_one_line_for_files_that_are_not_there(tmp_path: P
         ("--responses", str(responses), "--data", f"{tmp_path}/none"): "none: no such file; --data names a prompt file",
         ("--responses", str(responses), "--output", str(responses)): "would overwrite the answers",
         ("--responses", str(responses), "--output", str(tmp_path)): "is a folder; --output names the file",
-        ("--responses", str(responses)): "run: hf download google/IFEval ifeval_input_data.jsonl --repo-type dataset",
+        ("--responses", str(responses)): "run: hf download google/IFEval --repo-type dataset --revision 966cd895",
     }
     empty_cache = {"--data": [], "--output": ["--output", f"{tmp_path}/out.jsonl"]}
     for given, message in cases.items():

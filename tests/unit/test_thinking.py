@@ -10,8 +10,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from uniapl.evaluate import task_manager
 from uniapl.evaluate_lm import EngineLM
+from uniapl.evaluate_tasks import task_manager
 from uniapl.records import Constraint, Demonstration, Prompt, Sample, write_jsonl
 from uniapl.rollouts import collect, demonstration_sequences
 

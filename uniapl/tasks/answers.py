@@ -14,22 +14,28 @@ from typing import Any
 from datasets import Dataset
 
 from uniapl.data import read_prompts
-from uniapl.records import Constraint
+from uniapl.records import Constraint, Prompt
 from uniapl.score import judge
 
 
 def load(*, data_directory: str, split: str, **_: Any) -> dict[str, Dataset]:
-    """The prompts of one split; constraints as one JSON text, since their parameters have no common schema."""
-    rows = [
-        {
-            "prompt_id": prompt.id,
-            "text": prompt.text,
-            "group": prompt.group,
-            "constraints": json.dumps([asdict(c) for c in prompt.constraints]),
-        }
-        for prompt in read_prompts(Path(data_directory) / f"{split}.jsonl")
-    ]
-    return {"test": Dataset.from_list(rows)}
+    """The prompts of one split of the study's data."""
+    prompts = read_prompts(Path(data_directory) / f"{split}.jsonl")
+    return {"test": Dataset.from_list([document(prompt) for prompt in prompts])}
+
+
+def document(prompt: Prompt) -> dict[str, str]:
+    """A prompt as lm-eval's document (IFEval's task calls the text `prompt`).
+
+    Constraints are one JSON text, since their parameters have no common schema.
+    """
+    return {
+        "prompt_id": prompt.id,
+        "text": prompt.text,
+        "prompt": prompt.text,
+        "group": prompt.group,
+        "constraints": json.dumps([asdict(c) for c in prompt.constraints]),
+    }
 
 
 def constraints_of(document: dict[str, Any]) -> list[Constraint]:
@@ -63,3 +69,12 @@ def mean_of_instructions(items: Sequence[Sequence[bool | None]]) -> float:
 def count_not_computed(items: Sequence[str]) -> int:
     """Prompts whose status is not ok."""
     return sum(status != "ok" for status in items)
+
+
+METRICS = [
+    {"metric": name, "aggregation": aggregation, "higher_is_better": name != "not_computed"}
+    for name, aggregation in (
+        ("prompt_strict", mean_of_judged), ("inst_strict", mean_of_instructions), ("prompt_loose", mean_of_judged),
+        ("inst_loose", mean_of_instructions), ("not_computed", count_not_computed),
+    )
+]  # fmt: skip
