@@ -1,7 +1,7 @@
 """Where a benchmark's rows come from: config/evals/NAME.yaml names the pinned source, a study may name files.
 
 Read are a package's files, the hub's at a pinned commit out of the local cache, or a folder or zip archive; nothing is
-downloaded, unpacked to disk or executed here.
+downloaded, unpacked to disk or executed here. A single file may also lie in a shared folder, known by its sha256.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fnmatch
 import gzip
 import io
 import json
+import os
 import zipfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -21,23 +22,36 @@ from uniapl.config import BenchmarkSpec
 from uniapl.layers import CONFIG, load_benchmark
 from uniapl.provenance import file_sha256
 
+DATA_FOLDER = "UNIAPL_EVAL_DATA"  # environment variable: a folder with benchmark files
 MOST_BYTES = 1 << 30  # of one file, unpacked: what claims more is no benchmark
 
 
 def prompt_file(name: str, given: Path | None = None) -> Path:
-    """The file of a benchmark in IFEval's format: `given`, or the pinned source's.
+    """The file of a benchmark in IFEval's format: `given`, the pinned source's, or one with the same bytes nearby.
 
-    Raise ValueError with the remedy where it is missing.
+    Raise ValueError with the remedy where there is none.
     """
     if given is not None:
         if not given.is_file():
             raise ValueError(f"{given}: no such file; --data names a prompt file in {name}'s format")
         return given
     spec = load_benchmark(name)
-    path = _folder(spec, "give --data FILE, or") / next(iter(spec.files.values()))
-    if not path.is_file():
-        raise ValueError(f"{spec.title}: {path} is missing; give --data FILE, or fetch it again")
-    return path
+    try:
+        path = _folder(spec, f"give --data FILE, set {DATA_FOLDER}, or") / next(iter(spec.files.values()))
+        if not path.is_file():
+            raise ValueError(f"{spec.title}: {path} is missing; give --data FILE, or fetch it again")
+        return path
+    except ValueError:
+        nearby = known_file(spec)
+        if nearby is None:
+            raise
+        return nearby
+
+
+def known_file(spec: BenchmarkSpec) -> Path | None:
+    """A file whose sha256 is a known one, in the folder of benchmark files that several projects may share."""
+    folder = Path(os.environ.get(DATA_FOLDER) or CONFIG.parent.parent / "shared/eval-data")
+    return next((path for path in sorted(folder.glob("*.jsonl")) if file_sha256(path) in spec.known), None)
 
 
 def known_source(name: str, path: Path) -> tuple[str, bool]:

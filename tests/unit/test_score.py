@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -242,8 +244,11 @@ def test_a_broken_prompt_file_is_one_line(tmp_path: Path, row: dict[str, Any], m
         scored(tmp_path, answer(COMMA, "x"), prompts=[COMMA, COMMA])
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "uniapl.cli", "score", *arguments], capture_output=True, text=True)
+def command(*arguments: str, data_folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command where only `data_folder` holds benchmark files."""
+    environment = os.environ | {"UNIAPL_EVAL_DATA": str(data_folder), "HF_HUB_CACHE": str(data_folder / "hub")}
+    words = [sys.executable, "-m", "uniapl.cli", "score", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
 def test_the_command_ends_with_one_line_for_files_that_are_not_there(tmp_path: Path) -> None:
@@ -257,11 +262,22 @@ def test_the_command_ends_with_one_line_for_files_that_are_not_there(tmp_path: P
         ("--responses", str(responses), "--output", str(tmp_path)): "is a folder; --output names the file",
         ("--responses", str(responses)): "run: hf download google/IFEval --repo-type dataset --revision 966cd895",
     }
-    empty_cache = {"--data": [], "--output": ["--output", f"{tmp_path}/out.jsonl"]}
     for given, message in cases.items():
-        missing = [word for option, words in empty_cache.items() if option not in given for word in words]
-        done = command("--task", "ifeval", *given, *missing)
+        missing = [] if "--output" in given else ["--output", f"{tmp_path}/out.jsonl"]
+        done = command("--task", "ifeval", *given, *missing, data_folder=tmp_path / "empty")
         assert done.returncode == 2
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
     assert responses.read_text() == answer(COMMA, "x")
+
+
+def test_a_known_prompt_file_in_the_shared_folder_needs_no_option(tmp_path: Path, eval_data: Path) -> None:
+    shutil.copy(eval_data / "ifeval_input_data.jsonl", tmp_path / "renamed.jsonl")
+    _, row = next(iter(read_jsonl(tmp_path / "renamed.jsonl")))
+    responses = jsonl(tmp_path / "answers.json", [{"prompt": row["prompt"], "response": "no"}])
+    output = tmp_path / "out.json"
+    done = command("--task", "ifeval", "--responses", str(responses), "--output", str(output), data_folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 of 541 prompts answered; prompts: google-research's file since 2024-06")
+    assert done.stderr == ""
+    assert output.exists()
