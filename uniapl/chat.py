@@ -7,10 +7,15 @@ from typing import Any
 
 # DEVIATION-CANDIDATE: thinking-mode: off for training and evaluation.
 def render_messages(tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    """A conversation as text by the model's own template, thinking off (our choice for Qwen3)."""
+    """A conversation as text by the model's own template, thinking off (our choice for Qwen3).
+
+    Without a generation prompt the last message is an answer's beginning, which the model goes on with.
+    False itself, not None: Qwen3's template asks whether `enable_thinking is false`, and else lets the model think.
+    """
     return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=False
-    )
+        messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt, enable_thinking=False,
+    )  # fmt: skip
 
 
 def render(tokenizer: Any, user_text: str) -> str:

@@ -1,7 +1,8 @@
 """Small commands over the rooms.
 
 `uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, before anything is started;
-`uniapl sample --run DIR` what a trained model answers. DIR is a run directory,
+`uniapl sample --run DIR` what a trained model answers; `uniapl score --task ifeval --responses FILE --output FILE`
+judges answers that lie in a file. DIR is a run directory,
 results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
 transformers sampler, which starts fastest for a few prompts.
 """
@@ -32,6 +33,13 @@ class Split(StrEnum):
 
     heldout = "heldout"
     development = "development"
+
+
+class ScoredTask(StrEnum):
+    """Benchmarks whose answers are judged by verifiers alone."""
+
+    ifeval = "ifeval"
+    ifbench = "ifbench"
 
 
 @dataclass(frozen=True)
@@ -192,6 +200,21 @@ def fetch_sources(scale: str, overrides: dict[str, Any]) -> None:
         for name, digest in fetched.sha256.items():
             console.print(f"  ok  sha256 {digest[:12]}  {name}", highlight=False, markup=False)
     console.print(f"{len(sources)} sources of the hub are in the cache" if sources else f"{scale} needs no hub")
+
+
+@app.command()
+def score(
+    task: Annotated[ScoredTask, typer.Option(help="Whose prompts were answered.")],
+    responses: Annotated[Path, typer.Option(help="Answers: JSONL, one object a line with prompt and response.")],
+    output: Annotated[Path, typer.Option(help="File to write: JSONL, one line a prompt with its verdicts.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The task's prompt file, if not the pinned one of config/evals.")
+    ] = None,
+) -> None:
+    """Judge answers that lie in a file, strictly and loosely, and print the four accuracies."""
+    from uniapl.score import score_file
+
+    run_guarded(lambda: score_file(task.value, responses, output, data=data))
 
 
 def main() -> None:

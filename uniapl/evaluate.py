@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -21,22 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from uniapl import chat, models
-from uniapl.config import EvalSpec, MachineSpec, SamplerSpec
+from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.distributed import device
 from uniapl.entry import run_guarded, working_on
+from uniapl.evaluate_tasks import CHANGES, OWN_TASKS, load_tasks, task_manager
 from uniapl.likelihood import Likelihood, completion_likelihoods
 from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
 from uniapl.records import HELDOUT_LOG, Sample, read_demonstrations, write_jsonl
 from uniapl.sampler import Sampler, make_sampler
+from uniapl.score import accuracies
 
-TASKS = Path(__file__).resolve().parent / "tasks"
-# DEVIATION: evaluations: held-out generated prompts and IFBench; the paper's benchmarks need weights of its size.
-OWN_TASKS = ("development", "heldout", "ifbench")
-HELD_OUT = ("heldout", "ifbench")  # every look at these is logged
+RECORDED = (*OWN_TASKS, "ifeval")  # one record a prompt
+HELD_OUT = ("heldout", "ifbench", "ifeval")  # every look at these is logged
 SCORED = ("development", "heldout")  # answers get log-probs
 FOREIGN_MODEL_TOKENS = 4096  # least room for tasks of lm-eval, whose prompts are long
 MICRO_BATCH_TOKENS = 4096  # of a scoring forward; speed only
+BOOTSTRAPS = 100  # at 0 lm-eval leaves out all standard errors, also those of means, which need none
 WHOLE = "1of1"  # the share that is everything
 
 
@@ -132,40 +132,6 @@ def open_engine(
         gc.collect()
 
 
-def task_manager(data: Path, *, foreign: bool) -> Any:
-    """lm-eval's index of tasks: the suite's own, and lm-eval's (which takes seconds) only where one is asked for."""
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    return TaskManager(include_path=str(TASKS), include_defaults=foreign, metadata={"data_directory": str(data)})
-
-
-def load_tasks(manager: Any, config: dict[str, Any]) -> list[Any]:
-    """Task objects of an evaluation, the suite's own with their cap on new tokens.
-
-    Raise ValueError naming a task that lm-eval does not know or whose data cannot be had offline.
-    """
-    evaluation = EvalSpec.model_validate(config["evaluation"])
-    caps = {"ifbench": evaluation.ifbench_max_new_tokens}
-    loaded: list[Any] = []
-    for name in evaluation.tasks:
-        if name not in manager.task_index:
-            raise ValueError(f"evals: unknown task '{name}'; use {', '.join(OWN_TASKS)} or the name of an lm-eval task")
-        if name in OWN_TASKS:
-            task = manager.load([name])["tasks"][name]
-            cap = caps.get(name, config["data"]["max_new_tokens"])
-            task.set_config("generation_kwargs", {"max_gen_toks": cap}, update=True)
-            loaded.append(task)
-            continue
-        try:
-            found = manager.load([name])
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise ValueError(f"evals: task '{name}' cannot be loaded here, offline: {reason}") from error
-        loaded += [found["groups"][name]] if found.get("groups") else list(found["tasks"].values())
-    return loaded
-
-
 def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
     """Evaluate one model: answers, verdicts, log-probs; writes its directory and returns the tasks' accuracies."""
     import lm_eval
@@ -184,13 +150,14 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
     )  # fmt: skip
     tasks = load_tasks(engine.manager, entry.config)
     results = harness.simple_evaluate(
-        model=lm, tasks=tasks, task_manager=engine.manager, apply_chat_template=True, bootstrap_iters=0,
+        model=lm, tasks=tasks, task_manager=engine.manager, apply_chat_template=True, bootstrap_iters=BOOTSTRAPS,
+        limit=entry.config["evaluation"].get("limit"),
         random_seed=None, numpy_random_seed=None, torch_random_seed=None,
     )  # fmt: skip
     assert results is not None
     summary: dict[str, Any] = {}
-    own = [task for task in entry.config["evaluation"]["tasks"] if task in OWN_TASKS]
-    for task in own:
+    recorded = [task for task in entry.config["evaluation"]["tasks"] if task in RECORDED]
+    for task in recorded:
         samples = results["samples"][task]
         taken = [lm.samples[s["arguments"][0][0], s["arguments"][0][1]["max_gen_toks"]] for s in samples]
         rows = [record(s, sample) for s, sample in zip(samples, taken, strict=True)]
@@ -198,9 +165,10 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
             add_logprobs(rows, taken, engine, is_base=is_base)
         write_jsonl(entry.directory / f"{task}.jsonl", rows)
         summary[task] = summarize(rows)
-    if set(own) & set(SCORED):
+    if set(recorded) & set(SCORED):
         write_jsonl(entry.directory / "expert.jsonl", expert_rows(engine, model, is_base=is_base))
-    write_whole(entry.directory / "results.json", results_text(results))
+    changes = {task: CHANGES[task] for task in entry.config["evaluation"]["tasks"] if task in CHANGES}
+    write_whole(entry.directory / "results.json", results_text(results, changes))
     seconds = time.perf_counter() - started
     outputs = {
         "model": entry.model, "method": entry.method, "variant": entry.variant, "seed": entry.seed, "tasks": summary,
@@ -279,25 +247,17 @@ def expert_rows(engine: Engine, model: Any, *, is_base: bool) -> list[dict[str, 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracies of one task over the prompts that could be judged, the share cut at the cap, and what was left out."""
-
-    def share(values: list[bool | None]) -> float | None:
-        judged = [value for value in values if value is not None]
-        return sum(judged) / len(judged) if judged else None
-
     return {
         "num_prompts": len(rows),
-        "prompt_strict": share([row["prompt_strict"] for row in rows]),
-        "prompt_loose": share([row["prompt_loose"] for row in rows]),
-        "inst_strict": share([one for row in rows for one in row["strict"]]),
-        "inst_loose": share([one for row in rows for one in row["loose"]]),
+        **accuracies(rows),
         "truncated_share": sum(row["truncated"] for row in rows) / max(1, len(rows)),
         "mean_tokens": sum(row["num_tokens"] for row in rows) / max(1, len(rows)),
         "not_computed": sum(row["status"] != "ok" for row in rows),
     }
 
 
-def results_text(results: Any) -> str:
-    """lm-eval's aggregated results as JSON; a number that does not exist is null."""
+def results_text(results: Any, changes: dict[str, str]) -> str:
+    """lm-eval's aggregated results as JSON, and what was changed of its tasks; a number that does not exist is null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -309,7 +269,7 @@ def results_text(results: Any) -> str:
         return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
     kept = {key: plain(results[key]) for key in ("results", "groups", "versions", "n-samples") if key in results}
-    return json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(kept | {"changes": changes}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def log_heldout(root: Path, entry: Entry, summary: dict[str, Any]) -> None:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from uniapl.config import TEACHERS, ConfigError, ModelSpec, Spec, StageSpec, Study, TeacherSpec
+from uniapl.config import (
+    TEACHERS,
+    BenchmarkSpec,
+    ConfigError,
+    ModelSpec,
+    ReferencesSpec,
+    Spec,
+    StageSpec,
+    Study,
+    TeacherSpec,
+)
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 COMMAND_LINE = "--config"
+GENERATED_WITH_DATA = ("ifbench",)  # benchmarks whose prompts the study's data hold
 SHORTHANDS = ("models", "methods", "ablations", "seeds")  # lists that the command line may give as `a,b`
 SECRET_WORDS = {"key", "keys", "apikey", "token", "secret", "password", "authorization", "headers"}
 
@@ -184,6 +196,34 @@ def load_model(name: str, where: str, *, key: str = "models") -> ModelSpec:
     )
 
 
+def load_benchmark(name: str, layers: Sequence[Layer] = ()) -> BenchmarkSpec:
+    """A benchmark: its file in config/evals, then what the layers' `evaluation.benchmarks` say of it."""
+    path = CONFIG / "evals" / f"{name}.yaml"
+    benchmark_layers = [(shown(path), {"name": name} | read_yaml(path))]
+    for origin, values in layers:
+        given = _mapping(_mapping(values, "evaluation", origin), "benchmarks", origin)
+        unknown = set(given) - set(available("evals"))
+        if unknown:
+            raise ConfigError(
+                f"{origin}: evaluation.benchmarks.{min(unknown)}: unknown; known: {', '.join(available('evals'))}"
+            )
+        benchmark_layers.append((origin, _mapping(given, name, origin)))
+    return validate(BenchmarkSpec, benchmark_layers, ("evaluation", "benchmarks", name))
+
+
+def load_references() -> ReferencesSpec:
+    """Published scores of base models: config/references.yaml."""
+    path = CONFIG / "references.yaml"
+    return validate(ReferencesSpec, [(shown(path), read_yaml(path))], ("references",))
+
+
+def _mapping(values: dict[str, Any], key: str, origin: str) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{origin}: {key} = {found!r}: expected keys and values")
+    return found
+
+
 def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -222,16 +262,30 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
         "stages": {name: load_stage(name, layers, where["methods"]).model_dump() for name in names},
         "teacher": load_teacher(layers).model_dump(),
     }
+    tasks = _listed(_mapping(merged, "evaluation", COMMAND_LINE).get("tasks") or [])
+    wanted = [str(task) for task in tasks if task in available("evals") and task not in GENERATED_WITH_DATA]
+    benchmarks = {task: load_benchmark(task, layers) for task in wanted}
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
         origin, name = _origin(layers, ("stages",)), min(unknown)
         raise ConfigError(f"{origin}: stages.{name}: unknown stage; known: {', '.join(available('methods'))}")
+    layers = [(origin, _without_benchmarks(values)) for origin, values in layers]
     study: Study = validate(Study, _with_resolved(layers, resolved))
+    evaluation = study.evaluation.model_copy(update={"benchmarks": benchmarks})
+    study = study.model_copy(update={"evaluation": evaluation})
     for path, override in study.paths.items():
         last = path.split(".")[-1]
         base = load_stage(last, layers, _origin(layers, ("paths", path))).model_dump()
         validate(StageSpec, [(f"stage {last}", base), (_origin(layers, ("paths", path)), override)], ("paths", path))
     return study
+
+
+def _without_benchmarks(values: dict[str, Any]) -> dict[str, Any]:
+    """A layer without what `load_benchmark` read of it."""
+    evaluation = values.get("evaluation")
+    if not isinstance(evaluation, dict):
+        return values
+    return values | {"evaluation": {key: value for key, value in evaluation.items() if key != "benchmarks"}}
 
 
 def _with_resolved(layers: list[Layer], resolved: dict[str, Any]) -> list[Layer]:

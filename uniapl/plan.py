@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
-from uniapl.layers import load_ablation, validate
+from uniapl.layers import load_ablation, load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
 Item = TypeVar("Item")
@@ -190,6 +190,16 @@ def write_configs(plan: Plan) -> None:
         write_whole(plan.study_file, index)
 
 
+def references_of(study: Study) -> dict[str, Any]:
+    """Published scores of the study's models on its tasks, and the tolerance of the stack check."""
+    spec = load_references()
+    found = {
+        model.name: [one.model_dump() for one in spec.models.get(model.name, ()) if one.task in study.evaluation.tasks]
+        for model in study.models
+    }
+    return {"tolerance_points": spec.tolerance_points, "models": {name: rows for name, rows in found.items() if rows}}
+
+
 def study_index(plan: Plan) -> dict[str, Any]:
     """What the analysis reads: the resolved study, and where each run and evaluation lies, relative to the root."""
 
@@ -202,6 +212,8 @@ def study_index(plan: Plan) -> dict[str, Any]:
         "tasks": list(plan.study.evaluation.tasks),
         "max_new_tokens": plan.study.data.max_new_tokens,
         "ifbench_max_new_tokens": plan.study.evaluation.ifbench_max_new_tokens,
+        "limit": plan.study.evaluation.limit,
+        "references": references_of(plan.study),
         "models": {m.name: {"title": m.title, "directory": relative(plan.models[m.name])} for m in plan.study.models},
         "data": relative(plan.data),
         "demonstrations": {name: relative(a) for name, a in plan.demonstrations.items()},

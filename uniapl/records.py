@@ -8,6 +8,7 @@ D hidden width. `rewards_PK`, `logprobs_T`. Units stand in the name where they a
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,15 +128,23 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object). Raise ValueError naming file and line where a line is not a JSON object."""
-    with open(path, encoding="utf-8") as file:
+    """Yield (line number, object); blank lines and a byte order mark are skipped.
+
+    Raise ValueError naming file and line where a line is not a JSON object in UTF-8.
+    """
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            if not line.strip() or (number == 1 and not line.removeprefix(BOM_UTF8).strip()):
                 continue
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON ({error.msg}); mend or remove this line") from None
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
+            except RecursionError:
+                raise ValueError(f"{path}:{number}: nested too deeply; mend or remove this line") from None
+            except ValueError as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise ValueError(f"{path}:{number}: not valid JSON ({reason}); mend or remove this line") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: expected one JSON object, found {type(row).__name__}")
             yield number, row

@@ -80,6 +80,7 @@ def build_study(
     solved: dict[str, int] | None = None,
     tasks: Sequence[str] = ("heldout", "ifbench"),
     results: dict[str, Any] | None = None,
+    references: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a finished study below root and return its index. `variants`: ablations of uniapl, prompts each solves."""
     index: dict[str, Any] = {
@@ -91,6 +92,7 @@ def build_study(
         "demonstrations": {m: f"demonstrations/{m}-00000000" for m in models},
         "discriminators": {m: f"discriminator/{m}-00000000" for m in models},
         "stages": {"sft": "SFT", "grpo": "GRPO", "uniapl": "UniAPL"}, "evaluations": [], "runs": [],
+        "limit": None, "references": {"tolerance_points": 5.0, "models": references or {}},
     }  # fmt: skip
     _json(root / index["data"] / "manifest.json", PROVENANCE | {"counts": {"train": 40, "heldout": NUM_HELDOUT}})
     for model in models:
@@ -134,7 +136,7 @@ def _evaluate(
     index["evaluations"].append(entry)
     counts = {}
     for task in index["tasks"]:
-        if task in ("heldout", "development", "ifbench"):
+        if task in ("heldout", "development", "ifbench", "ifeval"):
             rows = _answers(method, SOLVED_IFBENCH[method] if task == "ifbench" else solved, task, seed)
             _jsonl(root / directory / f"{task}.jsonl", rows)
             counts[task] = {"num_prompts": len(rows)}
@@ -157,11 +159,10 @@ def study_builder() -> Callable[..., dict[str, Any]]:
     return build_study
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def eval_data() -> Path:
-    """The folder of real data sets: where UNIAPL_EVAL_DATA says, else beside the repository."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "eval-data"
-    folder = Path(os.environ.get("UNIAPL_EVAL_DATA") or beside)
-    if not folder.is_dir():
-        pytest.skip("the real data sets are not here; name their folder in UNIAPL_EVAL_DATA")
+    """Folder with real benchmark files, beside the repository or where UNIAPL_EVAL_DATA says; skips without it."""
+    folder = Path(os.environ.get("UNIAPL_EVAL_DATA") or Path(__file__).parents[3] / "shared/eval-data")
+    if not (folder / "ifeval_input_data.jsonl").is_file():
+        pytest.skip("real benchmark files are not here: set UNIAPL_EVAL_DATA to a folder with ifeval_input_data.jsonl")
     return folder

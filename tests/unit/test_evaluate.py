@@ -9,7 +9,8 @@ import torch
 
 from uniapl import chat, models
 from uniapl.config import DataSpec, ModelSpec, SamplerSpec
-from uniapl.evaluate import evaluate_study, load_tasks, pending, summarize, task_manager
+from uniapl.evaluate import evaluate_study, pending, summarize
+from uniapl.evaluate_tasks import load_tasks, task_manager
 from uniapl.likelihood import completion_likelihoods
 from uniapl.provenance import content_hash, read_manifest, write_whole
 from uniapl.records import Constraint, Demonstration, Prompt, read_jsonl, write_jsonl
@@ -32,7 +33,7 @@ def prompt(index: int, split: str, *constraints: Constraint, group: str = "seen"
     return Prompt(f"{split}-{index}", split, f"{TEXT}{index}", constraints, "rivers", "name", group)
 
 
-def make_study(root: Path, tasks: list[str]) -> Path:
+def make_study(root: Path, tasks: list[str], **evaluation: Any) -> Path:
     """A study with one tiny model, evaluated as the base and as the result of one run with other weights."""
     data = DataSpec.model_validate({
         "max_new_tokens": 6, "num_train": 3, "num_development": 1, "num_heldout": 3, "num_ifbench": 2,
@@ -52,7 +53,7 @@ def make_study(root: Path, tasks: list[str]) -> Path:
         write_whole(root / name / "manifest.json", "{}")
     config = {
         "data": data, "sampler": SamplerSpec.model_validate({"kind": "hf", "max_sequences": 4}).model_dump(),
-        "evaluation": {"tasks": tasks, "ifbench_max_new_tokens": 4}, "compute": "float32",
+        "evaluation": {"tasks": tasks, "ifbench_max_new_tokens": 4} | evaluation, "compute": "float32",
     }  # fmt: skip
     rows = []
     for method, run in (("base", None), ("sft", "runs/x/seed0")):

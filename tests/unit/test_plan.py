@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from uniapl.config import ConfigError
-from uniapl.layers import load_study
-from uniapl.plan import Plan, Run, in_share, make_plan, stage_of_path, write_configs
+from uniapl.layers import available, load_references, load_study
+from uniapl.plan import Plan, Run, in_share, make_plan, stage_of_path, study_index, write_configs
 from uniapl.provenance import content_hash, read_config
 
 
@@ -149,3 +149,22 @@ def test_shares_hold_everything_once_and_a_malformed_one_is_refused() -> None:
     for share in ("0of2", "3of2", "2", "1of", "-1of2"):
         with pytest.raises(ValueError, match="is not like 1of2"):
             in_share([0], share)
+
+
+def test_the_index_holds_published_scores_of_the_studys_models_on_its_tasks(tmp_path: Path) -> None:
+    def models_of(**overrides: Any) -> dict[str, Any]:
+        return study_index(plan_of(tmp_path, **overrides))["references"]["models"]
+
+    assert models_of() == {}
+    assert models_of(models="qwen3_0_6b") == {}  # heldout and ifbench have none
+    found = models_of(models="qwen3_0_6b,qwen3_4b,tiny_qwen3", evals="heldout,ifeval")
+    assert {name: [row["score"] for row in rows] for name, rows in found.items()} == {
+        "qwen3_0_6b": [54.5], "qwen3_4b": [81.2],
+    }  # fmt: skip
+
+
+def test_every_published_score_names_a_known_model_and_its_source() -> None:
+    spec = load_references()
+    assert set(spec.models) <= set(available("models"))
+    tasks = {row.task for rows in spec.models.values() for row in rows}
+    assert tasks <= set(available("evals"))

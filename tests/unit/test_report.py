@@ -139,3 +139,18 @@ def test_a_missing_table_or_figure_is_one_line_of_error(tmp_path: Path, study_bu
     assert missing in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_score_far_from_the_published_one_is_said_beside_the_limits(tmp_path: Path, study_builder: Builder) -> None:
+    rows = [{"task": "ifeval", "metrics": ["prompt_strict"], "score": 54.5, "source": "a report", "no_check": ""}]
+    study_builder(
+        tmp_path, methods=("grpo",), tasks=("heldout", "ifbench", "ifeval"), references={"smollm2_135m": rows}
+    )
+    page = page_of(tmp_path)
+    # base solves 4 of 20
+    warning = (
+        "scores 20.0% on IFEval, published are 54.5%. The difference of 34.5 points is above the tolerance of 5.0."
+    )
+    assert f'<p class="warning">Stack check: model smollm2_135m {warning}</p>' in page
+    assert "Table 7. Base models against published scores" in page
+    assert 'href="#stack"' in page

@@ -25,6 +25,7 @@ RECORD_TASKS = (
     "development",
     "heldout",
     "ifbench",
+    "ifeval",
 )  # tasks with per-prompt records; others have only lm-eval's results
 RECORD_KEYS = (
     "prompt_id",

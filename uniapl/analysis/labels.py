@@ -25,7 +25,7 @@ OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#6A3D9A", "#B2182B", "#1B7837", "#000000
 OTHER_MARKERS = ("P", "X", "<", ">", "h", "p")
 
 GROUPS = {"all": "Held-out", "seen": "Held-out, seen kinds", "unseen": "Held-out, unseen kinds"}
-TASKS = {"heldout": "Held-out", "development": "Development", "ifbench": "IFBench"}
+TASKS = {"heldout": "Held-out", "development": "Development", "ifbench": "IFBench", "ifeval": "IFEval"}
 
 
 def method_label(method: str, stages: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TABLES = (1, 2, 3, 4, 5)
-ABLATION_TABLE = 6
+ABLATION_TABLE, REFERENCE_TABLE = 6, 7
 FIGURES = (1, 2, 3, 4)
 TABLE_FORMATS = ("csv", "md", "tex")
 FIGURE_FORMATS = ("pdf", "png", "txt")
@@ -16,9 +16,15 @@ def has_ablations(study_index: dict[str, Any]) -> bool:
     return any(entry["variant"] != "main" for entry in study_index["evaluations"])
 
 
+def has_references(study_index: dict[str, Any]) -> bool:
+    """Some base model has a published score on a task of the study."""
+    return bool(study_index.get("references", {}).get("models"))
+
+
 def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
-    """Tables 1 to 5, and 6 where the study has ablations."""
-    return (*TABLES, ABLATION_TABLE) if has_ablations(study_index) else TABLES
+    """Tables 1 to 5, 6 where the study has ablations, 7 where base models have published scores."""
+    optional = ((ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)))
+    return (*TABLES, *(number for number, is_there in optional if is_there))
 
 
 def table_files(study_index: dict[str, Any]) -> list[str]:

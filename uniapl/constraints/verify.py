@@ -127,20 +127,28 @@ def undecided(constraint: Constraint) -> str | None:
 
 
 def _judge(kind: str, kwargs_json: str, texts: Sequence[str]) -> bool:
-    """True where any of the texts follows. Exceptions of the verifier become Unavailable."""
-    try:
-        checker = _checker(kind, kwargs_json)
-        return any(bool(checker.check_following(text)) for text in texts)
-    except Unavailable:
-        raise
-    except LookupError as error:
-        if "tagger" in str(error):
-            raise Unavailable("POS tagger") from None
-        if "punkt" in str(error):
-            raise Unavailable("punkt_tab of nltk; install llama-index-core, which ships it") from None
-        raise Unavailable(f"{kind}: {type(error).__name__}: {error}") from None
-    except Exception as error:  # a verifier's defect is a status, never a wrong answer
-        raise Unavailable(f"{kind}: {type(error).__name__}: {error}") from None
+    """True where any of the texts follows. Where none does and the verifier failed on one: Unavailable."""
+    failure = None
+    for text in texts:
+        try:
+            if _checker(kind, kwargs_json).check_following(text):
+                return True
+        except Unavailable:
+            raise
+        except Exception as error:  # a verifier's defect is a status, never a wrong answer
+            failure = failure or _reason(kind, error)
+    if failure:
+        raise Unavailable(failure)
+    return False
+
+
+def _reason(kind: str, error: Exception) -> str:
+    """What a verifier lacks or does wrong."""
+    if isinstance(error, LookupError) and "tagger" in str(error):
+        return "POS tagger"
+    if isinstance(error, LookupError) and "punkt" in str(error):
+        return "punkt_tab of nltk; install llama-index-core, which ships it"
+    return f"{kind}: {type(error).__name__}: {error}"
 
 
 def loose_variants(response: str) -> list[str]:

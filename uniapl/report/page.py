@@ -20,6 +20,7 @@ from uniapl.analysis.collect import Study
 from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
 from uniapl.analysis.outputs import FIGURES, table_numbers
+from uniapl.analysis.references import stack_warnings
 
 LIMITS = {
     "smoke": (
@@ -101,7 +102,7 @@ def render_page(study: Study, tables: Path, figures: Path) -> str:
         parts=parts,
         figures={n: [_figure(figures, n, m) for m in study.models] for n in FIGURES},
         several_models=len(study.models) > 1,
-        signal=[s for s in (no_signal(study, m) for m in study.models) if s],
+        signal=[s for s in (no_signal(study, m) for m in study.models) if s] + stack_warnings(study),
         kinds=_kinds(study),
         log=_log(study),
         log_count=len(study.heldout_log),

@@ -1,4 +1,4 @@
-"""What the suite's lm-eval tasks share: prompts as documents, and answers judged by `uniapl.constraints.verify`.
+"""What the suite's lm-eval tasks share: prompts as documents, and answers judged by `uniapl.score.judge`.
 
 A prompt whose answer cannot be judged (a status other than ok) is left out of every accuracy and counted apart.
 """
@@ -13,23 +13,29 @@ from typing import Any
 
 from datasets import Dataset
 
-from uniapl.constraints import verify
 from uniapl.data import read_prompts
-from uniapl.records import Constraint
+from uniapl.records import Constraint, Prompt
+from uniapl.score import judge
 
 
 def load(*, data_directory: str, split: str, **_: Any) -> dict[str, Dataset]:
-    """The prompts of one split; constraints as one JSON text, since their parameters have no common schema."""
-    rows = [
-        {
-            "prompt_id": prompt.id,
-            "text": prompt.text,
-            "group": prompt.group,
-            "constraints": json.dumps([asdict(c) for c in prompt.constraints]),
-        }
-        for prompt in read_prompts(Path(data_directory) / f"{split}.jsonl")
-    ]
-    return {"test": Dataset.from_list(rows)}
+    """The prompts of one split of the study's data."""
+    prompts = read_prompts(Path(data_directory) / f"{split}.jsonl")
+    return {"test": Dataset.from_list([document(prompt) for prompt in prompts])}
+
+
+def document(prompt: Prompt) -> dict[str, str]:
+    """A prompt as lm-eval's document (IFEval's task calls the text `prompt`).
+
+    Constraints are one JSON text, since their parameters have no common schema.
+    """
+    return {
+        "prompt_id": prompt.id,
+        "text": prompt.text,
+        "prompt": prompt.text,
+        "group": prompt.group,
+        "constraints": json.dumps([asdict(c) for c in prompt.constraints]),
+    }
 
 
 def constraints_of(document: dict[str, Any]) -> list[Constraint]:
@@ -39,15 +45,13 @@ def constraints_of(document: dict[str, Any]) -> list[Constraint]:
 
 def process_results(document: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Verdicts of one answer: per prompt (None where it was not judged) and per instruction, strict and loose."""
-    constraints = constraints_of(document)
-    strict, loose = (verify(constraints, results[0], strict=s) for s in (True, False))
-    status = strict.status if strict.status != "ok" else loose.status
+    found = judge(constraints_of(document), results[0])
     return {
-        "prompt_strict": strict.passed,
-        "inst_strict": list(strict.followed),
-        "prompt_loose": loose.passed,
-        "inst_loose": list(loose.followed),
-        "not_computed": status,
+        "prompt_strict": found["prompt_strict"],
+        "inst_strict": found["strict"],
+        "prompt_loose": found["prompt_loose"],
+        "inst_loose": found["loose"],
+        "not_computed": found["status"],
     }
 
 
@@ -65,3 +69,12 @@ def mean_of_instructions(items: Sequence[Sequence[bool | None]]) -> float:
 def count_not_computed(items: Sequence[str]) -> int:
     """Prompts whose status is not ok."""
     return sum(status != "ok" for status in items)
+
+
+METRICS = [
+    {"metric": name, "aggregation": aggregation, "higher_is_better": name != "not_computed"}
+    for name, aggregation in (
+        ("prompt_strict", mean_of_judged), ("inst_strict", mean_of_instructions), ("prompt_loose", mean_of_judged),
+        ("inst_loose", mean_of_instructions), ("not_computed", count_not_computed),
+    )
+]  # fmt: skip

@@ -17,6 +17,7 @@ from uniapl.provenance import content_hash
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 os.environ |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ["TQDM_DISABLE"] = "1"  # lm-eval would draw a bar for each of MMLU's 57 subjects
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 # Large tensors come and go in every micro-batch: large pages, and freed memory is kept instead of zeroed anew.
 os.environ["THP_MEM_ALLOC_ENABLE"] = "1"
