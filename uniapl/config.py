@@ -93,8 +93,8 @@ class TeacherSpec(Spec):
     seed: int = Field(0, description="Seed of the drafts.")
 
 
-class DiscriminatorSpec(Spec):
-    """The fixed discriminator. Paper: POLAR; at laptop scale a head over the frozen base model's states."""
+class FeaturesSpec(Spec):
+    """The fixed discriminator at laptop scale: a small head over the frozen base model's states."""
 
     kind: Literal["features"] = Field("features", description="features: pooled hidden states and a small head.")
     layer: Positive = Field(description="Hidden layer whose states are pooled (counted from 1); ours.")
@@ -108,6 +108,39 @@ class DiscriminatorSpec(Spec):
     num_negatives: Positive = Field(3, description="Base samples of the same prompt per pair; ours.")
     micro_batch_tokens: Positive = Field(4096, description="Tokens per forward of the frozen model; speed only.")
     seed: int = Field(0, description="Seed of the head.")
+
+
+class PolarSpec(Spec):
+    """The fixed discriminator of the paper: POLAR, as published; how the paper modified it is not stated."""
+
+    kind: Literal["polar"] = Field("polar", description="polar: InternLM/POLAR; scores are unbounded logits.")
+    source: Literal["path", "hub"] = Field("hub", description="Where the checkpoint is; hub: its local cache.")
+    location: str = Field(min_length=1, description="Folder or hub id.")
+    revision: str | None = Field(None, description="Pinned commit on the hub (source: hub).")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="Type of the decoder; float16 as in POLAR-7B's config.json; the head is float32."
+    )
+    max_length: Positive = Field(16384, description="Most tokens of a scored text; POLAR's own client.")
+    max_response_length: Positive = Field(
+        4096, description="Most tokens of the reference, and of the candidate; their heads are kept, as in POLAR."
+    )
+    micro_batch_tokens: Positive = Field(16384, description="Tokens per forward, or of a request; speed only.")
+    seed: int = Field(0, description="Seed of the AUC's bootstrap.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> PolarSpec:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source hub needs 'revision'")
+        return self
+
+
+DiscriminatorSpec = FeaturesSpec | PolarSpec
+DISCRIMINATOR_KINDS: dict[str, type[FeaturesSpec] | type[PolarSpec]] = {"features": FeaturesSpec, "polar": PolarSpec}
+
+
+def read_discriminator(values: dict[str, Any]) -> DiscriminatorSpec:
+    """A discriminator out of a config.json."""
+    return DISCRIMINATOR_KINDS[values.get("kind", "features")].model_validate(values)
 
 
 class SamplerSpec(Spec):
@@ -241,6 +274,22 @@ class MachineSpec(Spec):
         (), description="URLs of vLLM servers that share the prompts (sampler.kind server); docs/training.md."
     )
 
+    discriminator_engine: Literal["transformers", "vllm", "servers"] = Field(
+        "transformers", description="What runs POLAR (discriminator.kind polar); docs/discriminator.md."
+    )
+    discriminator_servers: tuple[Annotated[str, Field(pattern=r"^https?://[^/@]+/(pooling|classify)$")], ...] = Field(
+        (), description="Endpoints that share POLAR's texts: vLLM's /pooling or SGLang's /classify (engine servers)."
+    )
+
+    @model_validator(mode="after")
+    def _served(self) -> MachineSpec:
+        if (self.discriminator_engine == "servers") != bool(self.discriminator_servers):
+            raise ValueError(
+                f"discriminator_engine = {self.discriminator_engine} with "
+                f"{len(self.discriminator_servers)} discriminator_servers; give URLs with engine servers, and only then"
+            )
+        return self
+
     @model_validator(mode="after")
     def _divisible(self) -> MachineSpec:
         if self.ranks % self.tensor_parallel:
@@ -287,7 +336,7 @@ class Study(Spec):
     paths: dict[str, dict[str, Any]] = Field({}, description="Overrides of the last stage of one path.")
     data: DataSpec
     teacher: TeacherSpec
-    discriminator: DiscriminatorSpec
+    discriminator: DiscriminatorSpec = Field(discriminator="kind")
     sampler: SamplerSpec
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix products (weights stay float32); auto: bfloat16 where it is faster."

@@ -9,7 +9,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from uniapl.config import ConfigError, ModelSpec, Spec, StageSpec, Study, TeacherSpec
+from uniapl.config import (
+    DISCRIMINATOR_KINDS,
+    ConfigError,
+    DiscriminatorSpec,
+    ModelSpec,
+    Spec,
+    StageSpec,
+    Study,
+    TeacherSpec,
+)
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 COMMAND_LINE = "--config"
@@ -145,6 +154,30 @@ def load_model(name: str, where: str) -> ModelSpec:
     )
 
 
+def load_discriminator_spec(layers: list[Layer]) -> DiscriminatorSpec:
+    """The discriminator that the last `discriminator.name` chose: its file, then what the layers from there on say.
+
+    Where another one is chosen, keys that earlier layers gave the former one do not count.
+    """
+    name, own = "features", list[Layer]()
+    for origin, values in layers:
+        given = values.get("discriminator") or {}
+        if not isinstance(given, dict):
+            raise ConfigError(f"{origin}: discriminator = {given!r}: expected keys and values, such as name")
+        chosen = str(given.get("name", name))
+        path = CONFIG / "discriminators" / f"{chosen}.yaml"
+        if not path.exists():
+            raise ConfigError(f"{origin}: discriminator.name = {chosen!r}: unknown; known: {available('discriminators')}")
+        if chosen != name or not own:
+            name, own = chosen, [(shown(path), read_yaml(path))]
+        own.append((origin, {key: value for key, value in given.items() if key != "name"}))
+    kind = next((str(values["kind"]) for _, values in reversed(own) if "kind" in values), "")
+    if kind not in DISCRIMINATOR_KINDS:
+        raise ConfigError(f"{own[0][0]}: discriminator.kind = {kind!r}: unknown; known: {', '.join(DISCRIMINATOR_KINDS)}")
+    spec: DiscriminatorSpec = validate(DISCRIMINATOR_KINDS[kind], own, ("discriminator",))
+    return spec
+
+
 def _listed(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
@@ -191,6 +224,7 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
             )
         teacher_layers = [(shown(path), read_yaml(path)), (where["teacher"], teacher)]
         resolved["teacher"] = validate(TeacherSpec, teacher_layers, ("teacher",)).model_dump()
+    resolved["discriminator"] = load_discriminator_spec(layers).model_dump()
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
         origin, name = _origin(layers, ("stages",)), min(unknown)
