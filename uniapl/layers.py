@@ -167,13 +167,17 @@ def load_discriminator_spec(layers: list[Layer]) -> DiscriminatorSpec:
         chosen = str(given.get("name", name))
         path = CONFIG / "discriminators" / f"{chosen}.yaml"
         if not path.exists():
-            raise ConfigError(f"{origin}: discriminator.name = {chosen!r}: unknown; known: {available('discriminators')}")
+            raise ConfigError(
+                f"{origin}: discriminator.name = {chosen!r}: unknown; known: {available('discriminators')}"
+            )
         if chosen != name or not own:
             name, own = chosen, [(shown(path), read_yaml(path))]
         own.append((origin, {key: value for key, value in given.items() if key != "name"}))
     kind = next((str(values["kind"]) for _, values in reversed(own) if "kind" in values), "")
     if kind not in DISCRIMINATOR_KINDS:
-        raise ConfigError(f"{own[0][0]}: discriminator.kind = {kind!r}: unknown; known: {', '.join(DISCRIMINATOR_KINDS)}")
+        raise ConfigError(
+            f"{own[0][0]}: discriminator.kind = {kind!r}: unknown; known: {', '.join(DISCRIMINATOR_KINDS)}"
+        )
     spec: DiscriminatorSpec = validate(DISCRIMINATOR_KINDS[kind], own, ("discriminator",))
     return spec
 

@@ -110,8 +110,8 @@ def fixed_polar(polar: Polar, directory: Path, *, shift: float, scale: float) ->
     (found,) = polar.score([probe["prompt"]], [probe["reference"]], [probe["candidate"]])
     if not abs(found - probe["score"]) <= PROBE_DEVIATIONS * scale:
         raise ValueError(
-            f"{directory}: POLAR now gives {found:.4f} where it gave {probe['score']:.4f} when b and tau were fixed; use "
-            f"the same checkpoint and servers as then, or remove this directory and run snakemake again"
+            f"{directory}: POLAR now gives {found:.4f} where it gave {probe['score']:.4f} when b and tau were fixed; "
+            f"use the same checkpoint and servers as then, or remove this directory and run snakemake again"
         )
     return PolarDiscriminator(polar, shift=shift, scale=scale)
 
@@ -142,9 +142,7 @@ def open_polar(spec: PolarSpec, machine: MachineSpec) -> Polar:
         )
     if tokenizer.largest_id >= config.llama.vocab_size:
         raise ValueError(f"POLAR: {directory}: the tokenizer has more tokens than the model; fetch it again")
-    text_format = PolarFormat(
-        tokenizer, max_length=spec.max_length, max_response_length=spec.max_response_length
-    )
+    text_format = PolarFormat(tokenizer, max_length=spec.max_length, max_response_length=spec.max_response_length)
     return Polar(text_format, _engine(directory, config, spec, machine))
 
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from uniapl.config import PolarSpec
 from uniapl.polar_text import read_json
-from uniapl.shapes import shape_of
+from uniapl.shapes import Shape, shape_of
 
 MODEL_TYPE = "internlm2"
 WEIGHTS = "model.safetensors"
@@ -39,11 +39,11 @@ NAMES = {"model.tok_embeddings.weight": "embed_tokens.weight", "model.norm.weigh
 
 @dataclass(frozen=True)
 class PolarConfig:
-    """What config.json says of POLAR, as the sizes of a Llama decoder; `values` is the file's content."""
+    """What config.json says of POLAR, as the config of a Llama decoder."""
 
     llama: LlamaConfig
+    shape: Shape
     reward_token_id: int
-    values: dict[str, Any]
 
 
 def find_checkpoint(spec: PolarSpec) -> Path:
@@ -96,14 +96,14 @@ def read_polar_config(directory: Path, *, max_length: int) -> PolarConfig:
         reward = int(values["reward_token_id"])
     except KeyError as error:
         raise ValueError(f"POLAR: {path} has no {error}; it is not POLAR's") from None
-    except (TypeError, ArithmeticError):
+    except (TypeError, ValueError, ArithmeticError):
         raise ValueError(f"POLAR: {path} has a size that is no number; fetch the checkpoint again") from None
     if llama.max_position_embeddings < max_length:
         raise ValueError(
             f"POLAR: discriminator.max_length = {max_length} is more than the checkpoint's "
             f"{llama.max_position_embeddings} positions; lower it"
         )
-    return PolarConfig(llama, reward, values)
+    return PolarConfig(llama, shape, reward)
 
 
 class PolarDecoder(nn.Module):
@@ -124,6 +124,8 @@ def load_decoder(directory: Path, config: PolarConfig, *, dtype: torch.dtype, de
 
     Raise ValueError where a tensor is missing, unknown or of another shape, or the weights are no safetensors.
     """
+    if config.shape.parameters > sum(file.stat().st_size for file in weight_files(directory)):
+        raise ValueError(f"POLAR: {directory}: config.json speaks of more weights than the files hold; fetch it again")
     with torch.device("meta"):
         model = PolarDecoder(config.llama).to(dtype)
     model = model.to_empty(device=device)
@@ -132,7 +134,7 @@ def load_decoder(directory: Path, config: PolarConfig, *, dtype: torch.dtype, de
     model.decoder.rotary_emb = type(model.decoder.rotary_emb)(config.llama).to(device)
     missing = {name for name, _ in model.named_parameters()}
     for name, tensor in _tensors(directory):
-        for own, part in llama_tensors(name, tensor, config.llama):
+        for own, part in llama_tensors(name, tensor, config.shape):
             if own not in missing:
                 raise ValueError(f"POLAR: {directory}: {name} is in the checkpoint twice or belongs to no POLAR")
             parameter = model.get_parameter(own)
@@ -145,7 +147,7 @@ def load_decoder(directory: Path, config: PolarConfig, *, dtype: torch.dtype, de
     return model.eval().requires_grad_(False)
 
 
-def llama_tensors(name: str, tensor: Tensor, config: LlamaConfig) -> list[tuple[str, Tensor]]:
+def llama_tensors(name: str, tensor: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
     """One of InternLM2's tensors by the names of `PolarDecoder`, the fused matrix as its three parts.
 
     The fused matrix holds, for every key head, the rows of its query heads, then those of key and value.
@@ -159,14 +161,13 @@ def llama_tensors(name: str, tensor: Tensor, config: LlamaConfig) -> list[tuple[
         return [(f"decoder.layers.{found[1]}.{LAYER_NAMES[found[2]]}.weight", tensor)]
     if not found or found[2] != "attention.wqkv":
         raise ValueError(f"POLAR: the checkpoint has a tensor {name[:80]!r}, which POLAR does not have")
-    queries, size = config.num_attention_heads // config.num_key_value_heads, config.head_dim
-    rows = config.num_key_value_heads * (queries + 2) * size
-    if tensor.shape != (rows, config.hidden_size):
+    queries = shape.heads // shape.kv_heads
+    if tensor.shape != (shape.queries + 2 * shape.keys, shape.hidden):
         raise ValueError(f"POLAR: {name} does not have the shape that config.json says")
-    grouped = tensor.view(config.num_key_value_heads, queries + 2, size, config.hidden_size)
+    grouped = tensor.view(shape.kv_heads, queries + 2, shape.head_dim, shape.hidden)
     parts = grouped[:, :queries], grouped[:, queries], grouped[:, queries + 1]
     return [
-        (f"decoder.layers.{found[1]}.self_attn.{letter}_proj.weight", part.reshape(-1, config.hidden_size))
+        (f"decoder.layers.{found[1]}.self_attn.{letter}_proj.weight", part.reshape(-1, shape.hidden))
         for letter, part in zip("qkv", parts, strict=True)
     ]
 
@@ -187,8 +188,8 @@ def weight_files(directory: Path) -> list[Path]:
     absent = [file.name for file in files if not file.is_file()]
     if absent and any(directory.glob("*.bin")):
         raise ValueError(
-            f"POLAR: {directory} has its weights as .bin files, which run code when they are read; take a revision with "
-            f"safetensors, or convert them elsewhere"
+            f"POLAR: {directory} has its weights as .bin files, which run code when they are read; take a revision "
+            f"with safetensors, or convert them elsewhere"
         )
     if absent:
         raise ValueError(f"POLAR: {directory} lacks {absent[0]}; fetch the whole checkpoint again")

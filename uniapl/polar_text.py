@@ -91,12 +91,13 @@ class PolarTokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text without start token, nothing in it special."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character (a lone \\ud800)
         return list(self._pieces.EncodeAsIds(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids without special tokens, as InternLM2's fast tokenizer decodes: one leading space goes.
 
-        Pieces of single bytes are UTF-8 together; where a cut broke a character, each of its bytes becomes U+FFFD.
+        Pieces of single bytes are UTF-8 together; each byte of a run that is not becomes U+FFFD.
         """
         kept = [i for i in ids if i not in self._skipped]
         parts = []
@@ -111,6 +112,24 @@ class PolarTokenizer:
             except UnicodeDecodeError:
                 parts.append(NOT_UTF8 * len(raw))
         return "".join(parts).removeprefix(" ")
+
+    def head(self, ids: Sequence[int], count: int) -> Sequence[int]:
+        """The first ids, at most `count`; a character that would be cut in two is left out."""
+        end = count
+        while 0 < end < len(ids) and self._continues(ids[end]):
+            end -= 1
+        return ids[:end]
+
+    def tail(self, ids: Sequence[int], count: int) -> Sequence[int]:
+        """The last ids, at most `count` (above 0); a character that would be cut in two is left out."""
+        start = max(0, len(ids) - count)
+        while start < len(ids) and self._continues(ids[start]):
+            start += 1
+        return ids[start:]
+
+    def _continues(self, token: int) -> bool:
+        """True for the piece of a byte that goes on with a character of UTF-8."""
+        return self._pieces.IsByte(token) and 0x80 <= int(self._pieces.IdToPiece(token)[3:5], 16) < 0xC0
 
     def spells_special(self, text: str) -> bool:
         """True where a text spells out a special token."""
@@ -185,10 +204,12 @@ class PolarFormat:
 
     def _text(self, prompt: str, reference: str, candidate: str) -> PolarText:
         prompt_ids = self._ids(prompt)
-        reference_ids = self._ids(without_thinking(reference))[: self.max_response_length]
-        candidate_ids = self._ids(without_thinking(candidate))[: self.max_response_length]
+        reference_ids = self.tokenizer.head(self._ids(without_thinking(reference)), self.max_response_length)
+        candidate_ids = self.tokenizer.head(self._ids(without_thinking(candidate)), self.max_response_length)
         room = (self.max_length - NUM_SPECIALS - len(reference_ids) - len(candidate_ids)) // 2
-        shown, expert, answer = map(self._decoded, (prompt_ids[-room:], reference_ids, candidate_ids))
+        shown, expert, answer = map(
+            self._decoded, (self.tokenizer.tail(prompt_ids, room), reference_ids, candidate_ids)
+        )
         return PolarText(f"{shown}\n{expert}", f"{shown}\n{answer}")
 
     def _ids(self, text: str) -> list[int]:

@@ -17,11 +17,11 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from uniapl.config import PolarSpec
+from uniapl.estimate import REENCODED_TOKENS, polar_cache_bytes
 from uniapl.polar_checkpoint import MODEL_TYPE, PolarConfig, weight_files
 from uniapl.records import TokenSequence
 from uniapl.sampler_vllm import ENGINE_SETTINGS
 
-REENCODED_TOKENS = 64  # room for a cut text that takes a few tokens more when it is read again
 RESERVE_BYTES = 2**30  # work space on a GPU beside weights and cache; assumed, not measured
 
 
@@ -31,6 +31,11 @@ class InternLM2Config(LlamaConfig):
     model_type = MODEL_TYPE
 
 
+def register_config() -> None:
+    """Let transformers, and so vLLM, know InternLM2's config in this process."""
+    AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
+
+
 class VLLMEngine:
     """See `uniapl.polar.PolarEngine`."""
 
@@ -38,10 +43,10 @@ class VLLMEngine:
         os.environ.update(ENGINE_SETTINGS)
         set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
         logging.getLogger("vllm").setLevel(logging.ERROR)
-        AutoConfig.register(MODEL_TYPE, InternLM2Config, exist_ok=True)
+        register_config()
         weight_files(directory)  # refuses other formats
         longest = min(spec.max_length + REENCODED_TOKENS, config.llama.max_position_embeddings)
-        cache = cache_bytes(config.llama, tokens=max(longest, spec.micro_batch_tokens), dtype=spec.dtype)
+        cache = polar_cache_bytes(config.shape, spec)
         options: dict[str, Any] = {"kv_cache_memory_bytes": cache}
         if torch.cuda.is_available():
             weights = sum(file.stat().st_size for file in weight_files(directory))
@@ -64,7 +69,9 @@ class VLLMEngine:
 
     def scores(self, sequences: Sequence[TokenSequence]) -> list[float]:
         if too_long := max((s.num_tokens for s in sequences if s.num_tokens > self._longest), default=0):
-            raise ValueError(f"POLAR: a text has {too_long} tokens, vLLM has room for {self._longest}; lower max_length")
+            raise ValueError(
+                f"POLAR: a text has {too_long} tokens, there is room for {self._longest}; lower max_length"
+            )
         requests: list[Any] = [{"prompt_token_ids": s.prompt_ids + s.completion_ids} for s in sequences]
         outputs = self._llm.encode(requests, self._parameters, pooling_task="token_classify", use_tqdm=False)
         return [float(output.outputs.data[-1, 0]) for output in outputs]
@@ -73,10 +80,3 @@ class VLLMEngine:
         """Stop the engine."""
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
-
-
-def cache_bytes(config: LlamaConfig, *, tokens: int, dtype: str) -> int:
-    """Keys and values of so many tokens, with a tenth more for blocks that are not full."""
-    size = getattr(torch, dtype).itemsize
-    keys = config.num_key_value_heads * config.head_dim
-    return int(1.1 * 2 * config.num_hidden_layers * keys * size * tokens) + 2**20

@@ -29,6 +29,7 @@ from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
 from uniapl.estimate import (
     VLLM_GPU_SHARE,
     Batch,
+    DiscriminatorMemory,
     SamplerMemory,
     largest_batch,
     largest_need,
@@ -66,7 +67,7 @@ def a_batch(rows: int = 1, width: int = 4096) -> Batch:
 def needs(name: str, *, ranks: int = 1, checkpointing: bool = False) -> Any:
     return rank_memory(
         shape(name), a_batch(), compute="bfloat16", ranks=ranks, activation_checkpointing=checkpointing,
-        logits_bytes=2**27, sampler=SamplerMemory(), discriminator=None,
+        logits_bytes=2**27, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A tiny POLAR on disk: InternLM2's tensor names and layout, random weights, a sentencepiece model trained on the spot."""
+"""A tiny POLAR on disk: InternLM2's tensor names and layout, random weights, sentencepiece trained on the spot."""
 
 from __future__ import annotations
 
