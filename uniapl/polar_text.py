@@ -91,7 +91,7 @@ class PolarTokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a text without start token, nothing in it special."""
-        text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character (a lone \\ud800)
+        text = text.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a character
         return list(self._pieces.EncodeAsIds(text))
 
     def decode(self, ids: Sequence[int]) -> str:
