@@ -17,7 +17,14 @@ import torch
 from uniapl.batch import scoring_batches
 from uniapl.config import MachineSpec, PolarSpec
 from uniapl.distributed import device
-from uniapl.polar_checkpoint import PolarConfig, find_checkpoint, load_decoder, read_polar_config, weight_files
+from uniapl.polar_checkpoint import (
+    PolarConfig,
+    PolarDecoder,
+    find_checkpoint,
+    load_decoder,
+    read_polar_config,
+    weight_files,
+)
 from uniapl.polar_text import PolarFormat, PolarTokenizer, read_json
 from uniapl.provenance import file_sha256, write_whole
 from uniapl.records import TokenSequence
@@ -35,9 +42,8 @@ class PolarEngine(Protocol):
 class TransformersEngine:
     """A Llama decoder in this process; the part up to the separator runs once for all of its candidates."""
 
-    def __init__(self, directory: Path, config: PolarConfig, spec: PolarSpec) -> None:
-        self.model = load_decoder(directory, config, dtype=getattr(torch, spec.dtype), device=device())
-        self.micro_batch_tokens = spec.micro_batch_tokens
+    def __init__(self, model: PolarDecoder, *, micro_batch_tokens: int) -> None:
+        self.model, self.micro_batch_tokens = model, micro_batch_tokens
 
     @torch.inference_mode()
     def scores(self, sequences: Sequence[TokenSequence]) -> list[float]:
@@ -155,4 +161,5 @@ def _engine(directory: Path, config: PolarConfig, spec: PolarSpec, machine: Mach
         from uniapl.polar_vllm import VLLMEngine
 
         return VLLMEngine(directory, config, spec)
-    return TransformersEngine(directory, config, spec)
+    model = load_decoder(directory, config, dtype=getattr(torch, spec.dtype), device=device())
+    return TransformersEngine(model, micro_batch_tokens=spec.micro_batch_tokens)

@@ -110,7 +110,7 @@ def test_another_polar_than_the_one_that_was_measured_is_refused(made: Path, spe
 def test_a_policy_is_trained_on_its_scores(made: Path, spec: PolarSpec, tmp_path: Path) -> None:
     discriminator: Any = load_discriminator(made, made, spec, compute="float32", machine=HERE)
     setting = make_setting(tmp_path)
-    stage = stage_spec("uniapl", mu=0.1, lambda_adv=0.5)
+    stage = stage_spec("uniapl", mu=0.1, lambda_adv=0.5, prompts_per_step=2, rollouts_per_prompt=4)
     loop = setting.loop(tmp_path, stage, discriminator)
     for step in range(2):
         row, groups = loop.step(step)
