@@ -52,6 +52,7 @@ class VLLMEngine:
             weights = sum(file.stat().st_size for file in weight_files(directory))
             _, whole = torch.cuda.mem_get_info()
             options["gpu_memory_utilization"] = (weights + cache + RESERVE_BYTES) / whole
+        borrowed = torch.distributed.is_initialized()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             from vllm import LLM, PoolingParams
@@ -62,6 +63,8 @@ class VLLMEngine:
                 max_num_batched_tokens=max(longest, spec.micro_batch_tokens), enable_prefix_caching=False,
                 enable_chunked_prefill=False, disable_log_stats=True, use_tqdm_on_load=False, seed=0, **options,
             )  # fmt: skip
+        if borrowed:  # by the ranks or by the sampler's vLLM; this one's end would take their process group with it
+            self._llm.llm_engine.engine_core._finalizer.detach()  # type: ignore[attr-defined]
         torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that does nothing
         torch.set_num_threads(num_threads)
         self._parameters = PoolingParams(task="token_classify", use_activation=False)
