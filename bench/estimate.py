@@ -30,7 +30,7 @@ from bench.memory import peak_bytes
 from uniapl import distributed, models
 from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.distributed import ALONE, Ranks
-from uniapl.estimate import Batch, Memory, SamplerMemory, rank_memory
+from uniapl.estimate import Batch, DiscriminatorMemory, Memory, SamplerMemory, rank_memory
 from uniapl.layers import load_model
 from uniapl.provenance import code_version, hardware
 from uniapl.records import TokenSequence
@@ -134,7 +134,7 @@ def estimated(case: Case) -> Memory:
     return rank_memory(
         shape, Batch(rows=rows, width=width, predicted=answers * ANSWER_TOKENS, number=NUMBER),
         compute=case.compute, ranks=case.ranks, activation_checkpointing=case.activation_checkpointing,
-        logits_bytes=LOGITS_BYTES, sampler=SamplerMemory(), discriminator=None,
+        logits_bytes=LOGITS_BYTES, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 

@@ -165,6 +165,7 @@ def estimate(
     micro_batch_tokens: Annotated[int | None, typer.Option(min=1, help="train.micro_batch_tokens.")] = None,
     activation_checkpointing: Annotated[bool | None, typer.Option(help="machine.activation_checkpointing.")] = None,
     kv_cache_gib: Annotated[float | None, typer.Option(help="sampler.kv_cache_gib; on CPU alone.")] = None,
+    discriminator: Annotated[str | None, typer.Option(help="File in config/discriminators.")] = None,
 ) -> None:
     """Print the memory that training takes on each rank, by part, and whether it fits."""
     from uniapl.estimate_table import show_estimate
@@ -173,6 +174,7 @@ def estimate(
         "train": {"micro_batch_tokens": micro_batch_tokens},
         "machine": {"activation_checkpointing": activation_checkpointing},
         "sampler": {"kv_cache_gib": kv_cache_gib},
+        "discriminator": {"name": discriminator},
     }
     given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
     run_guarded(lambda: show_estimate(model, scale=scale, gpus=gpus, gpu_memory_gib=gpu_memory_gib, overrides=given))

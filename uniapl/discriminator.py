@@ -1,16 +1,17 @@
 """The fixed discriminator D(x, y*, y): how much an answer behaves like the expert's reference answer.
 
-Paper (reviews): POLAR, which scores a candidate trajectory against a reference trajectory, kept fixed during RL. Its
-contract holds here: texts in, unbounded scores out, higher = closer to the expert's behaviour. At laptop scale a small
-head reads pooled states of the frozen base model for candidate and reference; it is trained once with a Bradley-Terry
-loss, -log sigmoid(s(positive) - s(negative)). A positive is a second, independent demonstration of the same prompt,
-never the reference itself; a negative is a raw draft of the base model for that prompt. Prompts for the head, for its
-AUC and for RL are disjoint.
-`python -m uniapl.discriminator DIR --model MODELDIR --data DATADIR --demonstrations DEMODIR`
+Paper (reviews): POLAR, which scores a candidate trajectory against a reference trajectory, kept fixed during RL; kind
+`polar` (`uniapl.polar`). Its contract holds for all kinds: texts in, unbounded scores out, higher = closer to the
+expert's behaviour. Kind `features`, at laptop scale: a small head reads pooled states of the frozen base model for
+candidate and reference; it is trained once with a Bradley-Terry loss, -log sigmoid(s(positive) - s(negative)). A
+positive is a second, independent demonstration of the same prompt, never the reference itself; a negative is a raw
+draft of the base model for that prompt. Prompts for the head, for AUC, b and tau, and for RL are disjoint.
+`python -m uniapl.discriminator DIR --model MODELDIR --data DATADIR --demonstrations DEMODIR [--machine JSON]`
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,11 +27,12 @@ from transformers import AutoModel
 
 from uniapl import chat, models
 from uniapl.batch import scoring_batches
-from uniapl.config import DataSpec, DiscriminatorSpec
+from uniapl.config import DataSpec, DiscriminatorSpec, FeaturesSpec, MachineSpec, PolarSpec, read_discriminator
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
 from uniapl.distributed import device
 from uniapl.entry import run_stage
+from uniapl.polar import Polar, PolarDiscriminator, describe, fixed_polar, open_polar, write_probe
 from uniapl.provenance import read_manifest, write_manifest
 from uniapl.records import Demonstration, Prompt, TokenSequence, read_demonstrations, read_jsonl
 from uniapl.seeding import stream, stream_seed
@@ -130,7 +132,7 @@ class Triple:
     negative: int
 
 
-def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: DiscriminatorSpec) -> dict[str, Tensor]:
+def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: FeaturesSpec) -> dict[str, Tensor]:
     """Fit the head: minimise the mean of -log sigmoid(s(positive) - s(negative)) with AdamW on the CPU."""
     head = fit_projection(states_ND, spec.num_components)
     rows_NC = project(head, states_ND)
@@ -182,10 +184,13 @@ class Discriminator:
 
 
 def load_discriminator(
-    directory: Path, model_directory: Path, spec: DiscriminatorSpec, *, compute: str
-) -> Discriminator:
-    """Load a trained discriminator. Raise ValueError where its directory was never finished."""
+    directory: Path, model_directory: Path, spec: DiscriminatorSpec, *, compute: str, machine: MachineSpec
+) -> Discriminator | PolarDiscriminator:
+    """Load a fixed discriminator. Raise ValueError where its directory was never finished, or POLAR is another now."""
     manifest = read_manifest(directory)
+    if isinstance(spec, PolarSpec):
+        polar = open_polar(spec, machine)
+        return fixed_polar(polar, directory, shift=manifest["shift"], scale=manifest["scale"])
     states = FrozenStates(model_directory, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
     return Discriminator(states, load_file(directory / HEAD_FILE), shift=manifest["shift"], scale=manifest["scale"])
 
@@ -265,10 +270,72 @@ def _pooled(states: FrozenStates, examples: Sequence[Example]) -> Tensor:
     return states.pool([prompt for prompt, _ in items], [text for _, text in items])
 
 
-def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, demonstrations: Path) -> None:
-    """Train the head, measure it on prompts of its own, fix b and tau, and write the directory."""
+@dataclass(frozen=True)
+class Fixed:
+    """What a kind of discriminator gives to be measured, and its own facts for the manifest."""
+
+    train: list[Group]
+    test: list[Group]
+    scoring_seconds: float
+    outputs: dict[str, Any]
+
+
+def polar_groups(polar: Polar, examples: Sequence[Example]) -> list[Group]:
+    """POLAR's scores of every example's texts against each of its demonstrations."""
+    rows = [
+        (example, reference, [positive, *range(2, len(example.items))])
+        for example in examples
+        for reference, positive in ((0, 1), (1, 0))
+    ]
+    asked = [(e.prompt.text, e.items[reference].text, e.items[i].text) for e, reference, chosen in rows for i in chosen]
+    scores = iter(polar.score(*(list(column) for column in zip(*asked, strict=True))))
+    return [
+        Group(e.prompt.id, tuple(e.items[i] for i in chosen), tuple(itertools.islice(scores, len(chosen))))
+        for e, _, chosen in rows
+    ]
+
+
+def unscored_groups(examples: Sequence[Example]) -> list[Group]:
+    """The lengths of every example's texts, one group for each of its demonstrations as reference."""
+    pairs = [(example, (positive, *range(2, len(example.items)))) for example in examples for positive in (1, 0)]
+    return [Group(example.prompt.id, tuple(example.items[i] for i in chosen), ()) for example, chosen in pairs]
+
+
+def _train_features(
+    directory: Path, spec: FeaturesSpec, train: Sequence[Example], test: Sequence[Example], *, model: Path, compute: str
+) -> Fixed:
+    states = FrozenStates(model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
+    triples, train_states = make_triples(train), _pooled(states, train)
+    head = train_head(train_states, triples, spec)
+    scoring = time.monotonic()
+    test_groups = score_groups(head, _pooled(states, test), test)
+    seconds = time.monotonic() - scoring
+    save_file(head, directory / HEAD_FILE)
+    outputs = {"num_pairs": len(triples), "num_components": head["projection"].shape[1]}
+    return Fixed(score_groups(head, train_states, train), test_groups, seconds, outputs)
+
+
+def _fix_polar(directory: Path, spec: PolarSpec, train: Sequence[Example], test: Sequence[Example], *,
+               machine: MachineSpec) -> Fixed:  # fmt: skip
+    polar = open_polar(spec, machine)
+    scoring = time.monotonic()
+    test_groups = polar_groups(polar, test)
+    seconds = time.monotonic() - scoring
+    first = test[0]
+    write_probe(
+        directory, prompt=first.prompt.text, reference=first.items[0].text, candidate=first.items[1].text,
+        score=test_groups[0].scores[0],
+    )  # fmt: skip
+    return Fixed(unscored_groups(train), test_groups, seconds, {"checkpoint": describe(spec, machine)})
+
+
+def main(
+    directory: Path, config: dict[str, Any], *, model: Path, data: Path, demonstrations: Path,
+    machine: MachineSpec | None = None,
+) -> None:  # fmt: skip
+    """Train the head where there is one, measure scores on prompts of their own, fix b and tau, write the directory."""
     started = time.monotonic()
-    spec, data_spec = DiscriminatorSpec(**config["discriminator"]), DataSpec(**config["data"])
+    spec, data_spec = read_discriminator(config["discriminator"]), DataSpec(**config["data"])
     prompts = read_prompts(data / "train.jsonl")
     head_prompts, test_prompts = (
         discriminator_prompts(prompts, data_spec),
@@ -276,7 +343,8 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, de
     )
     expert = read_demonstrations(demonstrations / "demonstrations.jsonl")
     samples = [row for _, row in read_jsonl(demonstrations / "samples.jsonl")]
-    train = make_examples(head_prompts, expert, samples, num_negatives=spec.num_negatives, seed=spec.seed)
+    num_negatives = spec.num_negatives if isinstance(spec, FeaturesSpec) else None
+    train = make_examples(head_prompts, expert, samples, num_negatives=num_negatives, seed=spec.seed)
     test = make_examples(test_prompts, expert, samples, num_negatives=None, seed=spec.seed)
     for name, examples in (("num_discriminator", train), ("num_discriminator_test", test)):
         if len(examples) < 2:
@@ -284,28 +352,24 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, de
                 f"{demonstrations}: {len(examples)} prompts have two demonstrations and a draft; raise data.{name}"
             )
 
-    states = FrozenStates(model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=config["compute"])
-    triples, train_states = make_triples(train), _pooled(states, train)
-    head = train_head(train_states, triples, spec)
-    scoring = time.monotonic()
-    test_groups = score_groups(head, _pooled(states, test), test)
-    scoring_seconds = time.monotonic() - scoring
-    figures = measure(score_groups(head, train_states, train), test_groups, seed=spec.seed)
+    if isinstance(spec, PolarSpec):
+        fixed = _fix_polar(directory, spec, train, test, machine=machine or MachineSpec())
+    else:
+        fixed = _train_features(directory, spec, train, test, model=model, compute=config["compute"])
+    figures = measure(fixed.train, fixed.test, seed=spec.seed)
     usable = figures["auc_without_length"] >= USABLE_AUC
-    shift, scale = shift_and_scale(test_groups)
-    outputs = figures | {
+    shift, scale = shift_and_scale(fixed.test)
+    num_scored = sum(len(group.items) for group in fixed.test)
+    outputs = figures | fixed.outputs | {
         "usable": usable,
         "shift": shift,
         "scale": scale,
         "num_prompts": len(train),
         "num_test_prompts": len(test),
         "num_prompts_without_pair": len(head_prompts) + len(test_prompts) - len(train) - len(test),
-        "num_pairs": len(triples),
         "num_test_pairs": len(make_triples(test)),
-        "num_components": head["projection"].shape[1],
-        "seconds_per_text": round(scoring_seconds / sum(len(example.items) for example in test), 5),
-    }
-    save_file(head, directory / HEAD_FILE)
+        "seconds_per_text": round(fixed.scoring_seconds / num_scored, 5),
+    }  # fmt: skip
     write_manifest(directory, config=config, outputs=outputs, seconds=time.monotonic() - started)
     verdict = "usable" if usable else f"NOT usable: below {USABLE_AUC}"
     print(
@@ -316,4 +380,7 @@ def main(directory: Path, config: dict[str, Any], *, model: Path, data: Path, de
 
 
 if __name__ == "__main__":
-    run_stage(main, "Train and measure the fixed discriminator.", inputs=("model", "data", "demonstrations"))
+    run_stage(
+        main, "Make and measure the fixed discriminator.", inputs=("model", "data", "demonstrations"),
+        parsed={"machine": MachineSpec.model_validate_json},
+    )  # fmt: skip

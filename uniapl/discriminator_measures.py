@@ -35,7 +35,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Group:
-    """Scores of one prompt's texts against one reference: the other demonstration first, then raw drafts."""
+    """Scores of one prompt's texts against one reference: the other demonstration first, then raw drafts.
+
+    No scores where only the lengths are wanted.
+    """
 
     prompt_id: str
     items: tuple[Item, ...]
@@ -112,7 +115,10 @@ def matched_values(groups: Sequence[Group]) -> list[np.ndarray]:
 
 
 def measure(train: Sequence[Group], test: Sequence[Group], *, seed: int) -> dict[str, Any]:
-    """All figures of the discriminator's manifest. AUCs are on `test`; `train` fits the length-only comparison."""
+    """All figures of the discriminator's manifest. AUCs are on `test`; `train` fits the length-only comparison.
+
+    The AUC on `train` is None where its groups have no scores: nothing was trained on them.
+    """
     scores = [np.array(group.scores) for group in test]
     residuals, direction, matched = without_length(test), length_direction(train), matched_values(test)
     return {
@@ -123,7 +129,7 @@ def measure(train: Sequence[Group], test: Sequence[Group], *, seed: int) -> dict
         "auc_length_only": round(auc([group.lengths @ direction for group in test]), 4),
         "auc_length_matched": _number(auc(matched)),
         "num_pairs_length_matched": sum(len(values) - 1 for values in matched),
-        "auc_train": round(auc([np.array(group.scores) for group in train]), 4),
+        "auc_train": _number(auc([np.array(group.scores) for group in train if group.scores])),
         "score_mean_demonstrations": round(float(np.mean([group.scores[0] for group in test])), 5),
         "score_mean_base": round(float(np.mean([score for group in test for score in group.scores[1:]])), 5),
     }

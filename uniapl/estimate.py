@@ -16,20 +16,24 @@ from uniapl.config import (
     ConfigError,
     DataSpec,
     DiscriminatorSpec,
+    FeaturesSpec,
+    MachineSpec,
     ModelSpec,
+    PolarSpec,
     SamplerSpec,
     StageSpec,
     Study,
     TrainSpec,
 )
 from uniapl.plan import Plan
-from uniapl.shapes import Shape, find_shape
+from uniapl.shapes import Shape, find_polar_shape, find_shape
 
 FLOAT32 = 4
-BYTES = {"float32": FLOAT32, "bfloat16": 2}
+BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
 PROMPT_TOKENS = 256  # assumed of a long prompt
 VLLM_GPU_SHARE = 0.35  # GPU_MEMORY_SHARE of sampler_vllm.py, which cannot be imported here; a test compares them
 GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
+REENCODED_TOKENS = 64  # of POLAR's text beyond max_length: what was cut is read again, in a few tokens more
 HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
 TOKEN_BYTES = 6 * 8 + 7 * FLOAT32  # of a micro-batch: ids, positions, places, targets (int64), weights and advantages
 
@@ -80,6 +84,14 @@ class SamplerMemory:
 
 
 @dataclass(frozen=True)
+class DiscriminatorMemory:
+    """What the discriminator needs on this rank; bytes."""
+
+    weights: int = 0  # and vLLM's keys and values; there all the time
+    scoring: int = 0  # of its largest micro-batch, while it scores; only POLAR's is counted
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that one rank needs, by part."""
 
@@ -91,7 +103,7 @@ class Memory:
     activations: int  # of one micro-batch, with the masks of all
     logits: int  # blocks of logits, and the gradients of head and embedding
     sampler: SamplerMemory
-    discriminator: int
+    discriminator: DiscriminatorMemory
 
     @property
     def update(self) -> int:
@@ -100,10 +112,10 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The most at any time: while answers are sampled, or while the policy is updated."""
-        resident = self.update - self._step + self.discriminator
+        """The most at any time: while answers are sampled, while they are scored, or while the policy is updated."""
+        resident = self.update - self._step + self.discriminator.weights
         sampling = self.sampler.weights + self.sampler.kv_cache
-        return resident + max(self._step + self.sampler.asleep, sampling)
+        return resident + max(max(self._step, self.discriminator.scoring) + self.sampler.asleep, sampling)
 
     @property
     def _step(self) -> int:
@@ -232,9 +244,54 @@ def sampler_memory(
     return SamplerMemory()
 
 
+def discriminator_memory(
+    spec: DiscriminatorSpec, shape: Shape, stage: StageSpec, data: DataSpec, *, machine: MachineSpec, compute: str
+) -> DiscriminatorMemory:
+    """What the discriminator needs on a rank; `shape` is the base model's. Nothing for a POLAR of unknown shape."""
+    if isinstance(spec, FeaturesSpec):
+        layers = min(spec.layer, shape.layers) * shape.layer_parameters
+        return DiscriminatorMemory(BYTES[compute] * (shape.embedding_parameters + layers))
+    polar = find_polar_shape(spec)
+    if polar is None or machine.discriminator_engine == "servers":
+        return DiscriminatorMemory()
+    size = BYTES[spec.dtype]
+    weights = size * polar.parameters + FLOAT32 * polar.hidden
+    if machine.discriminator_engine == "vllm":
+        cache = polar_cache_bytes(polar, spec)
+        in_layer = polar_scoring(polar, Batch(1, spec.micro_batch_tokens, 0, 1), size=size, masked=False)
+        return DiscriminatorMemory(weights + cache, in_layer)
+    return DiscriminatorMemory(weights, polar_scoring(polar, polar_batch(spec, stage, data), size=size, masked=True))
+
+
+def polar_cache_bytes(shape: Shape, spec: PolarSpec) -> int:
+    """vLLM's keys and values of one scheduled batch of POLAR's, with a tenth more for blocks that are not full."""
+    tokens = max(spec.max_length, spec.micro_batch_tokens) + REENCODED_TOKENS
+    return int(1.1 * 2 * shape.layers * shape.keys * BYTES[spec.dtype] * tokens) + 2**20
+
+
+def polar_batch(spec: PolarSpec, stage: StageSpec, data: DataSpec) -> Batch:
+    """POLAR's largest micro-batch: rows of a prompt with its reference and, for each answer, prompt and answer."""
+    part = PROMPT_TOKENS + min(data.max_new_tokens, spec.max_response_length)
+    width = max(2 * part, min(spec.micro_batch_tokens, (1 + stage.rollouts_per_prompt) * part))
+    rows = max(1, min(spec.micro_batch_tokens // width, stage.prompts_per_step))
+    return Batch(rows=rows, width=width, predicted=0, number=1)
+
+
+def polar_scoring(shape: Shape, batch: Batch, *, size: int, masked: bool) -> int:
+    """Bytes beside the weights while a decoder layer runs without a backward: in its attention or in its MLP."""
+    states = 4 * shape.hidden  # embeddings, the layer's input, the residual stream, and what was normalised of it
+    attention = states + 4 * shape.queries + 2 * shape.keys  # queries, keys and values for every head, output
+    mlp = states + 3 * shape.intermediate  # silu(gate), up, their product
+    mask, as_numbers = (batch.mask, batch.mask * size) if masked else (0, 0)
+    rotary = 2 * shape.head_dim
+    by_position = batch.positions * size
+    in_layer = max(by_position * attention + as_numbers, by_position * mlp)
+    return in_layer + by_position * rotary + mask
+
+
 def rank_memory(
     shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
-    sampler: SamplerMemory, discriminator: DiscriminatorSpec | None,
+    sampler: SamplerMemory, discriminator: DiscriminatorMemory,
 ) -> Memory:  # fmt: skip
     """What one of the ranks needs to train a model with this largest micro-batch."""
     size, all_weights = BYTES[compute], FLOAT32 * shape.parameters
@@ -246,9 +303,6 @@ def rank_memory(
         key=lambda moment: moment.total,
     )  # fmt: skip
     reference = size * shape.parameters // ranks
-    judged = 0
-    if discriminator is not None:
-        judged = size * (shape.embedding_parameters + min(discriminator.layer, shape.layers) * shape.layer_parameters)
     return Memory(
         weights=all_weights // ranks,
         gradients=all_weights // ranks,
@@ -259,7 +313,7 @@ def rank_memory(
         activations=highest.activations,
         logits=highest.logits,
         sampler=sampler,
-        discriminator=judged,
+        discriminator=discriminator,
     )
 
 
@@ -288,7 +342,14 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
                 gpu_bytes=gpu_bytes,
                 tensor_parallel=study.machine.tensor_parallel,
             ),
-            discriminator=study.discriminator,
+            discriminator=discriminator_memory(
+                study.discriminator,
+                shape,
+                stage,
+                study.data,
+                machine=study.machine,
+                compute=config["compute"],
+            ),
         )
         needs.append((stage.name, memory))
     return max(needs, key=lambda need: need[1].needed, default=None)

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uniapl.config import LOGITS_BYTES, ConfigError, ModelSpec
+from uniapl.config import LOGITS_BYTES, ConfigError, FeaturesSpec, ModelSpec
 from uniapl.estimate import (
     GPU_RESERVE,
     HOST_SHARE,
@@ -129,7 +129,7 @@ def print_table(heading: str, rows: Sequence[Row]) -> None:
         m = row.memory
         sizes = (
             m.weights, m.gradients, m.optimizer, m.reference, m.copies, m.activations, m.logits, m.sampler.weights,
-            m.sampler.kv_cache, m.discriminator, m.total,
+            m.sampler.kv_cache, m.discriminator.weights, m.total,
         )  # fmt: skip
         ranks = str(row.plan.study.machine.ranks)
         table.add_row(row.model.name, ranks, *map(gib, sizes), "yes" if row.fits else "no")
@@ -151,7 +151,7 @@ def assumptions(row: Row) -> list[str]:
         f"sampler {kind}"
         + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and asleep else "")
         + (f" with {VLLM_GPU_SHARE:.0%} of a GPU, asleep during the update" if kind == "vllm" and not asleep else ""),
-        f"discriminator: the first {study.discriminator.layer} layers of the base model, whole on every rank",
+        describe_discriminator(row),
         "total: the most at any time, sampling or updating, so not the sum where the sampler sleeps",
     ]
     if not asleep:
@@ -160,3 +160,18 @@ def assumptions(row: Row) -> list[str]:
             f"not been measured on a GPU"
         )
     return lines
+
+
+def describe_discriminator(row: Row) -> str:
+    """What the discriminator's column counts."""
+    spec, machine, memory = row.plan.study.discriminator, row.plan.study.machine, row.memory.discriminator
+    if isinstance(spec, FeaturesSpec):
+        return f"discriminator: the first {spec.layer} layers of the base model, whole on every rank"
+    if machine.discriminator_engine == "servers":
+        return f"discriminator: {spec.location} on servers of its own, which are not counted"
+    if not memory.weights:
+        return f"discriminator: {spec.location} is not here, and its size is not known: not counted"
+    return (
+        f"discriminator: {spec.location} in {spec.dtype} through {machine.discriminator_engine}, whole on every rank, "
+        f"and {gib(memory.scoring)} GiB more while it scores {spec.micro_batch_tokens} tokens"
+    )

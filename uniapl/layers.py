@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from uniapl.config import (
+    DISCRIMINATOR_KINDS,
     TEACHERS,
     BenchmarkSpec,
     ConfigError,
+    DiscriminatorSpec,
     ModelSpec,
     ReferencesSpec,
     Spec,
     StageSpec,
     Study,
     TeacherSpec,
+    VLLMSpec,
 )
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
@@ -29,6 +32,7 @@ SHORTHANDS = ("models", "methods", "ablations", "seeds")  # lists that the comma
 SECRET_WORDS = {"key", "keys", "apikey", "token", "secret", "password", "authorization", "headers"}
 
 Layer = tuple[str, dict[str, Any]]
+Kind = TypeVar("Kind", bound=Spec)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -148,36 +152,53 @@ def load_stage(name: str, layers: list[Layer], where: str) -> StageSpec:
     return validate(StageSpec, stage_layers, ("stages", name))
 
 
-def load_teacher(layers: list[Layer]) -> TeacherSpec:
-    """The teacher that the last layer names (`teacher: name` or `teacher: {name: ...}`): its file, then the layers.
+def _chosen(section: str, layers: Sequence[Layer], *, default: str) -> tuple[str, list[Layer]]:
+    """The file of config/<section>s that the last layer names, and what is said of it: its file, then the layers.
 
-    What a layer says of another teacher does not count for this one, so that swapping it is one word.
+    A layer names it as `section: name` or `section: {name: ...}`. What earlier layers say of another one does not
+    count, so that swapping it is one word.
     """
-    name, named_by, said = "editor", COMMAND_LINE, []
+    name, named_by, said = default, COMMAND_LINE, list[Layer]()
     for origin, values in layers:
-        given = values.get("teacher") or {}
+        given = values.get(section) or {}
         given = {"name": given} if isinstance(given, str) else given
         if not isinstance(given, dict):
-            raise ConfigError(f"{origin}: teacher = {given!r}: give the name of a file in config/teachers, or keys")
+            raise ConfigError(
+                f"{origin}: {section} = {given!r}: give the name of a file in config/{section}s, or keys and values"
+            )
         if given.get("name", name) != name:
             name, named_by, said = str(given["name"]), origin, []
-        said.append((origin, given))
-    path = CONFIG / "teachers" / f"{name}.yaml"
-    if name not in available("teachers"):
-        raise ConfigError(f"{named_by}: teacher.name = {name!r}: unknown; known: {', '.join(available('teachers'))}")
-    teacher_layers = [(shown(path), {"name": name} | read_yaml(path)), *said]
-    merged: dict[str, Any] = {}
-    for _, values in teacher_layers:
-        merged = merge(merged, values)
-    kind = merged.get("kind")
-    if kind not in TEACHERS:
-        origin = _origin(teacher_layers, ("kind",)) if "kind" in merged else shown(path)
-        raise ConfigError(f"{origin}: teacher.kind = {kind!r}: unknown; known: {', '.join(TEACHERS)}")
-    if kind == "vllm" and isinstance(merged.get("model"), str):
-        origin = _origin(teacher_layers, ("model",))
-        model = load_model(merged["model"], origin, key="teacher.model").model_dump()
-        teacher_layers.append((origin, {"model": model}))
-    return validate(TEACHERS[kind], teacher_layers, ("teacher",))
+        said.append((origin, {key: value for key, value in given.items() if key != "name"}))
+    if name not in available(f"{section}s"):
+        known = ", ".join(available(f"{section}s"))
+        raise ConfigError(f"{named_by}: {section}.name = {name!r}: unknown; known: {known}")
+    path = CONFIG / f"{section}s" / f"{name}.yaml"
+    return name, [(shown(path), read_yaml(path)), *said]
+
+
+def _kind(section: str, own: Sequence[Layer], kinds: Mapping[str, type[Kind]]) -> type[Kind]:
+    """The model of a section's `kind`."""
+    origin, kind = next(((name, values["kind"]) for name, values in reversed(own) if "kind" in values), (own[0][0], ""))
+    if kind not in kinds:
+        raise ConfigError(f"{origin}: {section}.kind = {kind!r}: unknown; known: {', '.join(kinds)}")
+    return kinds[kind]
+
+
+def load_teacher(layers: Sequence[Layer]) -> TeacherSpec:
+    """The teacher that the layers choose; a model that a local one names is resolved."""
+    name, own = _chosen("teacher", layers, default="editor")
+    own[0] = (own[0][0], {"name": name} | own[0][1])
+    spec = _kind("teacher", own, TEACHERS)
+    named = next(((origin, values["model"]) for origin, values in reversed(own) if "model" in values), None)
+    if spec is VLLMSpec and named is not None and isinstance(named[1], str):
+        own.append((named[0], {"model": load_model(named[1], named[0], key="teacher.model").model_dump()}))
+    return validate(spec, own, ("teacher",))
+
+
+def load_discriminator_spec(layers: Sequence[Layer]) -> DiscriminatorSpec:
+    """The discriminator that the layers choose."""
+    _, own = _chosen("discriminator", layers, default="features")
+    return validate(_kind("discriminator", own, DISCRIMINATOR_KINDS), own, ("discriminator",))
 
 
 def load_model(name: str, where: str, *, key: str = "models") -> ModelSpec:
@@ -261,6 +282,7 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
         "models": [load_model(str(m), where["models"]).model_dump() for m in _listed(merged.get("models") or [])],
         "stages": {name: load_stage(name, layers, where["methods"]).model_dump() for name in names},
         "teacher": load_teacher(layers).model_dump(),
+        "discriminator": load_discriminator_spec(layers).model_dump(),
     }
     tasks = _listed(_mapping(merged, "evaluation", COMMAND_LINE).get("tasks") or [])
     wanted = [str(task) for task in tasks if task in available("evals") and task not in GENERATED_WITH_DATA]

@@ -1,7 +1,7 @@
 """The sizes of a model's matrices, known before its weights are here: what memory is computed from.
 
 Read from the transformers config of a folder, of the hub's cache, or of a random model; without any file for the
-models that the study names. Qwen3 and Llama decoders; imports nothing heavy.
+models that the study names. Qwen3, Llama and InternLM2 decoders; imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from uniapl.config import ModelSpec
+    from uniapl.config import ModelSpec, PolarSpec
 
 QUERY_KEY_NORMS = ("qwen3",)  # model types that normalise queries and keys of each head
-DECODERS = (*QUERY_KEY_NORMS, "llama")
+DECODERS = (*QUERY_KEY_NORMS, "llama", "internlm2")
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
@@ -33,6 +33,17 @@ KNOWN: dict[str, dict[str, Any]] = {
     | {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
     "Qwen/Qwen3-4B": QWEN3
     | {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+}
+INTERNLM2: dict[str, Any] = {
+    "model_type": "internlm2", "num_key_value_heads": 8, "vocab_size": 92_544, "tie_word_embeddings": True,
+}  # fmt: skip
+# POLAR's decoders; they have a scalar head and no output head. The larger one's from its config.json; the smaller one's
+# from internlm2_5-1_8b, which its model card names as its base.
+POLAR: dict[str, dict[str, Any]] = {
+    "internlm/POLAR-1_8B": INTERNLM2
+    | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "internlm/POLAR-7B": INTERNLM2
+    | {"hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32, "num_attention_heads": 32},
 }
 
 
@@ -121,6 +132,15 @@ def find_shape(model: ModelSpec) -> Shape | None:
     if (folder / "config.json").is_file():
         return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return known_shape(name) if name in KNOWN else None
+
+
+def find_polar_shape(spec: PolarSpec) -> Shape | None:
+    """POLAR's shape, from its config.json where one is here, else from those known; None where nothing tells it."""
+    folder = Path(spec.location) if spec.source == "path" else _snapshot(spec.location, str(spec.revision))
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return shape_of(config | {"tie_word_embeddings": True})  # no output head
+    return shape_of(POLAR[spec.location]) if spec.location in POLAR else None
 
 
 def _snapshot(name: str, revision: str) -> Path:

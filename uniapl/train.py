@@ -18,7 +18,7 @@ import torch
 
 from uniapl import chat, distributed, models
 from uniapl.checkpoint import Checkpoints, remove_checkpoints
-from uniapl.config import DataSpec, DiscriminatorSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec
+from uniapl.config import DataSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec, read_discriminator
 from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
@@ -243,7 +243,9 @@ def main(
             sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
-            load_discriminator(discriminator, model, DiscriminatorSpec(**config["discriminator"]), compute=compute),
+            load_discriminator(
+                discriminator, model, read_discriminator(config["discriminator"]), compute=compute, machine=machine
+            ),
             Expert.read(data, demonstrations, DataSpec(**config["data"])), interruption,
         )  # fmt: skip
         checkpoints = Checkpoints(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from uniapl import models
-from uniapl.config import DataSpec, DiscriminatorSpec
+from uniapl.config import DataSpec, FeaturesSpec, MachineSpec
 from uniapl.discriminator import (
     Discriminator,
     Example,
@@ -29,7 +29,7 @@ from uniapl.layers import load_model
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, write_jsonl
 
-SPEC = DiscriminatorSpec.model_validate(dict(layer=2, width=16, num_components=8, epochs=20))
+SPEC = FeaturesSpec.model_validate(dict(layer=2, width=16, num_components=8, epochs=20))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_the_stage_writes_a_discriminator_that_loads_and_scores(model_directory:
     assert (manifest["num_prompts"], manifest["num_test_prompts"]) == (20, 8)
     assert manifest["num_pairs"] == 20 * 2 * 3
     assert manifest["score_mean_base"] < manifest["shift"] < manifest["score_mean_demonstrations"]
-    discriminator = load_discriminator(directory, model_directory, SPEC, compute="float32")
+    discriminator = load_discriminator(directory, model_directory, SPEC, compute="float32", machine=MachineSpec())
     assert (discriminator.shift, discriminator.scale) == (manifest["shift"], manifest["scale"])
     user, reference = prompts[-1].text, demonstrations[-1].text
     candidates = ["yeast flour dough flour yeast dough dough flour", "earth orbit comet orbit earth comet comet orbit"]
@@ -267,4 +267,4 @@ def test_the_stage_writes_a_discriminator_that_loads_and_scores(model_directory:
 
 def test_an_unfinished_discriminator_is_refused(model_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="never finished"):
-        load_discriminator(tmp_path, model_directory, SPEC, compute="float32")
+        load_discriminator(tmp_path, model_directory, SPEC, compute="float32", machine=MachineSpec())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
 from bench.estimate import (
@@ -23,23 +25,30 @@ from bench.estimate import (
     table,
 )
 from bench.memory import peak_bytes
+from tests.unit.tiny_polar import write_checkpoint
 from uniapl import sampler_vllm
 from uniapl.cli import app
 from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
 from uniapl.estimate import (
+    BYTES,
     VLLM_GPU_SHARE,
     Batch,
+    DiscriminatorMemory,
     SamplerMemory,
     largest_batch,
     largest_need,
     moments,
+    polar_scoring,
     rank_memory,
     refuse_too_large,
     saved_by_layer,
 )
 from uniapl.layers import load_model, load_study
 from uniapl.plan import Plan, make_plan
-from uniapl.shapes import KNOWN, Shape, find_shape, shape_of
+from uniapl.polar import TransformersEngine
+from uniapl.polar_checkpoint import PolarDecoder
+from uniapl.records import TokenSequence
+from uniapl.shapes import KNOWN, POLAR, Shape, find_shape, shape_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -66,7 +75,7 @@ def a_batch(rows: int = 1, width: int = 4096) -> Batch:
 def needs(name: str, *, ranks: int = 1, checkpointing: bool = False) -> Any:
     return rank_memory(
         shape(name), a_batch(), compute="bfloat16", ranks=ranks, activation_checkpointing=checkpointing,
-        logits_bytes=2**27, sampler=SamplerMemory(), discriminator=None,
+        logits_bytes=2**27, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 
@@ -162,6 +171,86 @@ def test_the_largest_micro_batch_is_the_widest_row_that_the_settings_allow():
     # Padded: rows of 256 + 48, three of which fit in 1,000; 32 rows make 11 micro-batches.
     padded = train.model_copy(update={"packing": False})
     assert largest_batch(stage, padded, data, ranks=1) == Batch(rows=3, width=304, predicted=912, number=11)
+
+
+def polar_memory(name: str, engine: str = "transformers", **discriminator: Any) -> Any:
+    servers = {"discriminator_servers": ["http://h/pooling"]} if engine == "servers" else {}
+    plan = a_plan(
+        models="qwen3_4b", methods="uniapl", discriminator={"name": name} | discriminator,
+        machine={"discriminator_engine": engine} | servers,
+    )  # fmt: skip
+    need = largest_need(plan, load_model("qwen3_4b", "test"), gpu_bytes=80 * GIB)
+    assert need is not None
+    return need[1]
+
+
+@pytest.mark.parametrize("name", [*POLAR])
+def test_polars_weights_are_those_of_its_decoder_and_its_head(name: str):
+    found = shape_of(POLAR[name])
+    assert found is not None
+    config = LlamaConfig(
+        vocab_size=found.vocabulary, hidden_size=found.hidden, intermediate_size=found.intermediate,
+        num_hidden_layers=found.layers, num_attention_heads=found.heads, num_key_value_heads=found.kv_heads,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = PolarDecoder(config)
+    assert sum(p.numel() for p in model.decoder.parameters()) == found.parameters
+    file = {"internlm/POLAR-1_8B": "polar_1_8b", "internlm/POLAR-7B": "polar_7b"}[name]
+    expected = 2 * found.parameters + 4 * found.hidden
+    assert polar_memory(file).discriminator.weights == expected
+    assert polar_memory(file, dtype="float32").discriminator.weights == 2 * expected - 4 * found.hidden
+
+
+def test_polar_through_vllm_has_keys_and_values_and_on_servers_nothing_here():
+    alone, vllm, served = (polar_memory("polar_7b", engine) for engine in ("transformers", "vllm", "servers"))
+    # 32 layers, keys and values of 8 x 128, two bytes each, for 16,384 tokens and a little more: 2.36 GB with a tenth.
+    assert vllm.discriminator.weights - alone.discriminator.weights == pytest.approx(2.36e9, rel=0.01)
+    assert (served.discriminator.weights, served.discriminator.scoring) == (0, 0)
+    assert alone.total - served.total >= alone.discriminator.weights
+
+
+def test_scoring_counts_where_it_takes_more_than_the_update_and_the_sampler():
+    memory = polar_memory("polar_7b")
+    more = DiscriminatorMemory(memory.discriminator.weights, 200 * GIB)
+    assert replace(memory, discriminator=more).total == pytest.approx(
+        memory.update - memory.copies - memory.activations - memory.logits + more.weights + 200 * GIB
+    )
+
+
+def test_a_polar_in_a_folder_is_counted_by_its_config(tmp_path: Path):
+    write_checkpoint(tmp_path / "tiny")
+    tiny = polar_memory("polar_7b", source="path", location=str(tmp_path / "tiny"), dtype="float32")
+    weights = sum(t.numel() for t in load_file(tmp_path / "tiny" / "model.safetensors").values())
+    assert tiny.discriminator.weights == 4 * weights
+    unknown = polar_memory("polar_7b", location="someone/POLAR")
+    assert unknown.discriminator.weights == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "answers"), [(120, 7), (300, 1)])
+def test_a_forward_of_polar_takes_within_15_percent_of_the_estimate(dtype: str, width: int, answers: int):
+    found = Shape(2, 512, 8, 4, 64, 2048, 1000, tied=True, head_norms=False)
+    model = PolarDecoder(
+        LlamaConfig(vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=2,
+                    num_attention_heads=8, num_key_value_heads=4, use_cache=False)
+    ).eval()  # fmt: skip
+    model.decoder.to(getattr(torch, dtype))
+    engine = TransformersEngine(model.requires_grad_(False), micro_batch_tokens=4096)
+    rows = 4096 // ((1 + answers) * width)
+    sequences = [
+        TokenSequence([row] * width, [answer] * (width - 1), frozenset())
+        for row in range(rows)
+        for answer in range(answers)
+    ]
+    expected = polar_scoring(
+        found, Batch(rows=rows, width=(1 + answers) * width, predicted=0, number=1), size=BYTES[dtype], masked=True
+    )
+    assert peak_bytes(lambda: engine.scores(sequences)) == pytest.approx(expected, rel=0.15)
+
+
+def test_the_table_says_what_the_discriminator_column_counts():
+    done = command("--model", "qwen3_4b", "--gpus", "8", "--discriminator", "polar_7b")
+    assert "discriminator: internlm/POLAR-7B in float16 through transformers, whole on every rank" in done.output
 
 
 def test_vllm_has_the_share_of_a_gpu_that_the_sampler_asks_for():

@@ -128,6 +128,45 @@ def test_an_unknown_stage_teacher_or_ablation_is_named() -> None:
     assert "ablations = 'lambda': unknown; known: " in error_of(ablations="lambda")
 
 
+def test_a_discriminator_is_chosen_by_the_name_of_its_file() -> None:
+    polar = load_study("laptop", {"discriminator": {"name": "polar_7b", "dtype": "bfloat16"}}).discriminator
+    assert (polar.kind, polar.micro_batch_tokens, polar.seed) == ("polar", 16384, 0)
+    assert polar.model_dump()["location"] == "internlm/POLAR-7B"
+    assert polar.model_dump()["dtype"] == "bfloat16"
+    for name in layers.available("discriminators"):
+        load_study("laptop", {"discriminator": {"name": name, **({"layer": 3} if name == "features" else {})}})
+
+
+def test_keys_of_the_former_discriminator_do_not_reach_the_chosen_one() -> None:
+    # config/laptop.yaml gives the features' layer, which POLAR does not have.
+    assert load_study("laptop").discriminator.model_dump()["layer"] == 15
+    assert "layer" not in load_study("laptop", {"discriminator": {"name": "polar_1_8b"}}).discriminator.model_dump()
+    message = error_of("laptop", discriminator={"name": "polar_1_8b", "layer": 15})
+    assert message == "--config: discriminator.layer = 15: unknown key; remove it"
+    assert load_study("laptop", {"discriminator": {"layer": 7}}).discriminator.model_dump()["layer"] == 7
+
+
+def test_the_laptops_discriminator_has_the_config_that_released_results_were_hashed_with() -> None:
+    assert load_study("laptop").discriminator.model_dump() == {
+        "kind": "features", "layer": 15, "num_components": 64, "width": 64, "learning_rate": 1e-3, "weight_decay": 0.1,
+        "epochs": 60, "num_negatives": 3, "micro_batch_tokens": 4096, "seed": 0,
+    }  # fmt: skip
+
+
+def test_a_discriminator_that_does_not_fit_is_named(config: Path) -> None:
+    assert "discriminator.name = 'polar': unknown; known: " in error_of(discriminator={"name": "polar"})
+    assert "discriminator = ['polar_7b']: give the name" in error_of(discriminator=["polar_7b"])
+    replace(config / "discriminators" / "polar_7b.yaml", "revision:", "revison:")
+    message = error_of(discriminator={"name": "polar_7b"})
+    assert message.startswith("config/discriminators/polar_7b.yaml: discriminator.revison = ")
+    assert "did you mean 'revision'?" in message
+    replace(config / "discriminators" / "polar_1_8b.yaml", "kind: polar", "kind: polr")
+    message = error_of(discriminator={"name": "polar_1_8b"})
+    assert message.startswith("config/discriminators/polar_1_8b.yaml: discriminator.kind = 'polr': unknown; known: ")
+    replace(config / "discriminators" / "polar_7b.yaml", "revison: main", "")
+    assert "discriminator: source hub needs 'revision'" in error_of(discriminator={"name": "polar_7b"})
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [

@@ -80,6 +80,16 @@ def test_the_editors_directories_keep_their_names(tmp_path: Path) -> None:
     assert plan_of(tmp_path).demonstrations["tiny_qwen3"].directory.name == "tiny_qwen3-c4b5acae"
 
 
+def test_what_runs_the_discriminator_changes_no_directory_and_the_discriminator_every_runs(tmp_path: Path) -> None:
+    before = plan_of(tmp_path, discriminator={"name": "polar_7b"})
+    servers = {"discriminator_engine": "servers", "discriminator_servers": ["http://gpu1:8000/pooling"]}
+    elsewhere = plan_of(tmp_path, discriminator={"name": "polar_7b"}, machine=servers)
+    smaller = plan_of(tmp_path, discriminator={"name": "polar_1_8b"})
+    assert [a.directory for a in before.artifacts()] == [a.directory for a in elsewhere.artifacts()]
+    assert before.demonstrations == smaller.demonstrations
+    assert not {run.directory for run in before.runs} & {run.directory for run in smaller.runs}
+
+
 def test_a_directory_says_model_path_variant_hash_and_seed(tmp_path: Path) -> None:
     run = run_of(plan_of(tmp_path, seeds="5"), "sft.grpo", seed=5)
     tail = f"smoke/runs/tiny_qwen3/sft.grpo/main-{content_hash(run.config)}/seed5"

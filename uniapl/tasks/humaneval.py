@@ -7,7 +7,6 @@ from typing import Any
 
 from uniapl.sandbox.pool import Sandbox
 from uniapl.sandbox.records import Program
-
 from uniapl.tasks.programs import whole_program
 
 

@@ -63,7 +63,7 @@ rule demonstrations:
         "2>&1 | tee -i {log:q}"
 
 
-# The head that tells base answers from the expert's; fixed afterwards.
+# What tells base answers from the expert's, with its b and tau; fixed afterwards.
 rule discriminator:
     input:
         unpack(reads("discriminator")),
@@ -80,4 +80,4 @@ rule discriminator:
     params:
         options=options("discriminator"),
     shell:
-        "{LAUNCH} -m uniapl.discriminator {params.options} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.discriminator {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"

@@ -1,0 +1,79 @@
+"""Benchmarks, published references, and the tolerances of the claims."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from uniapl.config.base import Count, Positive, Spec
+
+
+class BenchmarkSpec(Spec):
+    """A benchmark; a file in config/evals/. Its source is pinned: a package, or a commit of the hub."""
+
+    name: str = Field(pattern=r"^[a-z0-9_-]+$", description="lm-eval's name of the task.")
+    title: str = Field(description="Name in tables and messages.")
+    package: str | None = Field(None, description="Python package that ships the data.")
+    hub: str | None = Field(None, description="Data set on the hub.")
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$", description="Its pinned commit.")
+    location: str | None = Field(
+        None, description="Folder or zip archive that is read instead; relative to the project's folder."
+    )
+    files: dict[str, str] = Field(
+        min_length=1,
+        description="File of each split, in there: .jsonl, .csv, .parquet or .gz; * and {subject} stand open.",
+    )
+    columns: tuple[str, ...] = Field((), description="Names of a csv file's columns, where it has no header.")
+    num_fewshot: Count | None = Field(None, description="Examples before a question; None: lm-eval's own number.")
+    max_new_tokens: Positive | None = Field(None, description="Cap on an answer; None: lm-eval's own.")
+    known: dict[str, str] = Field({}, description="What files are by their sha256; others are used with a warning.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> BenchmarkSpec:
+        if not self.location and not self.package and not (self.hub and self.revision):
+            raise ValueError(f"benchmark {self.name} needs 'package', 'hub' with 'revision', or 'location'")
+        return self
+
+
+class EvalSpec(Spec):
+    """Evaluation through lm-eval, greedy. `development` is for choices; the others are held out."""
+
+    tasks: tuple[str, ...] = Field(
+        ("heldout", "ifbench"), description="Tasks of uniapl/tasks or any lm-eval task name."
+    )
+    ifbench_max_new_tokens: int = Field(128, gt=0, le=256, description="IFBench's own cap.")
+    limit: Positive | None = Field(None, description="Only the first n questions of each task, for trials.")
+    benchmarks: dict[str, BenchmarkSpec] = Field(
+        {}, description="Where the data of evaluated benchmarks lie: config/evals, and what a study changes of it."
+    )
+
+
+class ReferenceSpec(Spec):
+    """A published score of a base model."""
+
+    task: str = Field(description="lm-eval's name of the task.")
+    metrics: tuple[str, ...] = Field(min_length=1, description="Accuracies of ours whose mean is what was published.")
+    score: float = Field(ge=0, le=100, description="Percent.")
+    source: str = Field(min_length=1, description="Where it was published, and the set-up.")
+    no_check: str = Field("", description="Why a difference would say nothing of this stack.")
+
+
+class ReferencesSpec(Spec):
+    """config/references.yaml: published scores by model, and how far ours may be off."""
+
+    tolerance_points: float = Field(gt=0, description="Largest difference that needs no explanation.")
+    models: dict[str, tuple[ReferenceSpec, ...]]
+
+
+class ClaimSpec(Spec):
+    """Tolerances of the claim table, fixed before the run. Points are percentage points of prompt-strict accuracy."""
+
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    kept_margin_points: float = Field(
+        2.0, ge=0, description="C9: a loss up to this counts as kept (lower end of interval)."
+    )
+    distance_margin: float = Field(
+        0.0, ge=0, description="C5, C6: least reduction of Wasserstein distance that counts."
+    )
+    degrade_points: float = Field(2.0, ge=0, description="C8: least loss that counts as degradation.")
+    num_resamples: Positive = Field(9999, description="Bootstrap and permutation draws.")
+    seed: int = 0
