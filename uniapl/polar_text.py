@@ -137,11 +137,17 @@ class PolarTokenizer:
 
 
 def _added_tokens(path: Path) -> dict[str, int]:
-    """Special tokens and their ids, out of tokenizer_config.json. Raise ValueError where they are not InternLM2's."""
+    """Added tokens and their ids, out of tokenizer_config.json; all of them count as special.
+
+    Raise ValueError where they are not InternLM2's.
+    """
+    listed = read_json(path).get("added_tokens_decoder", {})
+    if not isinstance(listed, dict):
+        raise ValueError(f"POLAR: {path}: added_tokens_decoder is no mapping; fetch the checkpoint again")
     added = {}
-    for key, token in read_json(path).get("added_tokens_decoder", {}).items():
-        plain = not any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word", "normalized"))
-        if not (key.isdecimal() and token.get("content") and token.get("special") and plain):
+    for key, token in listed.items():
+        known = isinstance(token, dict) and not any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word"))
+        if not (key.isdecimal() and known and token.get("content")):
             raise ValueError(f"POLAR: {path}: added token {key} is not like InternLM2's; fetch the checkpoint again")
         added[str(token["content"])] = int(key)
     return added

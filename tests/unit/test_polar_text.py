@@ -182,6 +182,8 @@ def spoil(directory: Path, case: str) -> None:
         config.write_text("{")
     elif case == "no markers":
         config.write_text(json.dumps({"added_tokens_decoder": {}}))
+    elif case == "no mapping":
+        config.write_text(json.dumps({"added_tokens_decoder": ["<|reward|>"]}))
     elif case == "other tokens":
         config.write_text(config.read_text().replace('"lstrip": false', '"lstrip": true', 1))
 
@@ -192,6 +194,7 @@ def spoil(directory: Path, case: str) -> None:
         ("no model", r"tokenizer\.model is missing; fetch"), ("broken model", "is no sentencepiece model; fetch"),
         ("no config", r"tokenizer_config\.json is missing"), ("broken config", "is not valid JSON; fetch it again"),
         ("no markers", r"has no token <\|reward\|>; it is not POLAR's"), ("other tokens", "is not like InternLM2's"),
+        ("no mapping", "added_tokens_decoder is no mapping"),
     ],
 )  # fmt: skip
 def test_files_of_another_tokenizer_are_one_clear_error(tmp_path: Path, case: str, message: str) -> None:
