@@ -86,6 +86,7 @@ def test_every_failure_that_may_pass_is_tried_again_and_the_answers_keep_their_o
     assert [server.attempts[request_key(request(i))] for i in range(12)] == [2] * 9 + [1] * 3
     assert report["retries"] == {"429": 1, "500": 1, "503": 1, "broken answer": 3, "connection": 2, "time-out": 1}
     assert (report["answers"], report["attempts"], report["from_cache"]) == (30, 39, 0)
+    assert report["used"]["cost"] is None  # no prices are given
     assert 1 < server.most_in_flight <= 4
 
 
