@@ -32,7 +32,7 @@ from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
 from uniapl.distributed import device
 from uniapl.entry import run_stage
-from uniapl.polar import Polar, PolarDiscriminator, describe, fixed_polar, open_polar, write_probe
+from uniapl.polar.discriminator import Polar, PolarDiscriminator, describe, fixed_polar, open_polar, write_probe
 from uniapl.provenance import read_manifest, write_manifest
 from uniapl.records import Demonstration, Prompt, TokenSequence, read_demonstrations, read_jsonl
 from uniapl.seeding import stream, stream_seed

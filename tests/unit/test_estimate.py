@@ -45,8 +45,8 @@ from uniapl.estimate import (
 )
 from uniapl.layers import load_model, load_study
 from uniapl.plan import Plan, make_plan
-from uniapl.polar import TransformersEngine
-from uniapl.polar_checkpoint import PolarDecoder
+from uniapl.polar.checkpoint import PolarDecoder
+from uniapl.polar.discriminator import TransformersEngine
 from uniapl.records import TokenSequence
 from uniapl.shapes import KNOWN, POLAR, Shape, find_shape, shape_of
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.unit.tiny_polar import HEADS, HIDDEN, KV_HEADS, LAYERS, write_checkpoint
 from uniapl.config import MachineSpec, PolarSpec
-from uniapl.polar import Polar, open_polar
-from uniapl.polar_checkpoint import read_polar_config
+from uniapl.polar.checkpoint import read_polar_config
+from uniapl.polar.discriminator import Polar, open_polar
 from uniapl.sampler import explain_fallback
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,12 +244,12 @@ def test_vllms_own_internlm2_gives_the_same_scores(checkpoint: Path, scores: lis
 
 @pytest.fixture
 def server(checkpoint: Path, tmp_path: Path) -> Iterator[str]:
-    """`python -m uniapl.polar_server` on a free port of this machine."""
+    """`python -m uniapl.polar.server` on a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     words = ["--dtype", "float32", "--max-model-len", "448", "--max-num-batched-tokens", "512"]
-    command = [sys.executable, "-m", "uniapl.polar_server", str(checkpoint), "--port", str(port), *words]
+    command = [sys.executable, "-m", "uniapl.polar.server", str(checkpoint), "--port", str(port), *words]
     command += ["--kv-cache-memory-bytes", "64M"]
     log = tmp_path / "log"
     with open(log, "w") as file:

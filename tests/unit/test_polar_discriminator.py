@@ -15,7 +15,7 @@ from tests.unit.tiny_polar import write_checkpoint
 from uniapl.analysis.facts import facts_of
 from uniapl.config import DataSpec, MachineSpec, PolarSpec
 from uniapl.discriminator import load_discriminator, main
-from uniapl.polar import Polar, open_polar
+from uniapl.polar.discriminator import Polar, open_polar
 from uniapl.provenance import content_hash, file_sha256, read_manifest
 from uniapl.records import write_jsonl
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from uniapl import polar_servers
 from uniapl.config import MachineSpec, PolarSpec
-from uniapl.polar_servers import ServersEngine, request_of, scores_of, split_requests
+from uniapl.polar.servers import ServersEngine, request_of, scores_of, split_requests
 from uniapl.records import TokenSequence
 
 SEQUENCES = [TokenSequence([1, 2 + i], [7] * (i % 3) + [9], frozenset()) for i in range(20)]

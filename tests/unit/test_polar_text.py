@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import generate_merges
 
 from tests.unit.tiny_polar import CORPUS, SPECIALS, write_tokenizer
-from uniapl.polar_text import PolarFormat, PolarTokenizer, without_thinking
+from uniapl.polar.text import PolarFormat, PolarTokenizer, without_thinking
 
 TEXTS = [
     "Write about the oven.", " two  spaces, and at both ends ", "", "line\nbreak\tand tab", "请用三个词写一写月亮。",

@@ -17,7 +17,7 @@ import torch
 from uniapl.batch import scoring_batches
 from uniapl.config import MachineSpec, PolarSpec
 from uniapl.distributed import device
-from uniapl.polar_checkpoint import (
+from uniapl.polar.checkpoint import (
     PolarConfig,
     PolarDecoder,
     find_checkpoint,
@@ -25,7 +25,7 @@ from uniapl.polar_checkpoint import (
     read_polar_config,
     weight_files,
 )
-from uniapl.polar_text import PolarFormat, PolarTokenizer, read_json
+from uniapl.polar.text import PolarFormat, PolarTokenizer, read_json
 from uniapl.provenance import file_sha256, write_whole
 from uniapl.records import TokenSequence
 
@@ -154,11 +154,11 @@ def open_polar(spec: PolarSpec, machine: MachineSpec) -> Polar:
 
 def _engine(directory: Path, config: PolarConfig, spec: PolarSpec, machine: MachineSpec) -> PolarEngine:
     if machine.discriminator_engine == "servers":
-        from uniapl.polar_servers import ServersEngine
+        from uniapl.polar.servers import ServersEngine
 
         return ServersEngine(machine.discriminator_servers, spec, patience_seconds=machine.hang_seconds)
     if machine.discriminator_engine == "vllm":
-        from uniapl.polar_vllm import VLLMEngine
+        from uniapl.polar.vllm import VLLMEngine
 
         return VLLMEngine(directory, config, spec)
     model = load_decoder(directory, config, dtype=getattr(torch, spec.dtype), device=device())

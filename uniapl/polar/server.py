@@ -1,4 +1,4 @@
-"""Start a vLLM server that scores with POLAR: `python -m uniapl.polar_server DIR --port P [vLLM's options]`.
+"""Start a vLLM server that scores with POLAR: `python -m uniapl.polar.server DIR --port P [vLLM's options]`.
 
 It is vLLM's own server with the config class that a checkpoint of InternLM2 else brings as code. It takes token ids at
 /pooling (`machine.discriminator_servers`) and needs no tokenizer. It listens on 127.0.0.1 unless --host is given, and
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from uniapl.entry import run_guarded
 from uniapl.estimate import REENCODED_TOKENS
-from uniapl.polar_text import MAX_LENGTH
+from uniapl.polar.text import MAX_LENGTH
 from uniapl.sampler import explain_fallback
 from uniapl.serve import CPU_ENVIRONMENT, SERVER
 
@@ -28,7 +28,7 @@ ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 def command(arguments: list[str], *, on_gpu: bool) -> list[str]:
     """vLLM's words; the user's come last and so overrule ours. Raise ValueError where the folder is no checkpoint."""
-    from uniapl.polar_checkpoint import weight_files
+    from uniapl.polar.checkpoint import weight_files
 
     parser = argparse.ArgumentParser(allow_abbrev=False, usage="%(prog)s DIR --port P [--host H] [vLLM's options]")
     parser.add_argument("directory", type=Path)
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
     os.environ.update(ENVIRONMENT)
     for name, value in ({} if on_gpu else CPU_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
-    from uniapl.polar_vllm import register_config
+    from uniapl.polar.vllm import register_config
 
     register_config()
     sys.argv = [SERVER, *words]

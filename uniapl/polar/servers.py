@@ -30,7 +30,7 @@ class UnusableAnswerError(Exception):
 
 
 class ServersEngine:
-    """See `uniapl.polar.PolarEngine`."""
+    """See `uniapl.polar.discriminator.PolarEngine`."""
 
     def __init__(self, urls: Sequence[str], spec: PolarSpec, *, patience_seconds: float) -> None:
         self._urls, self._request_tokens = list(urls), spec.micro_batch_tokens

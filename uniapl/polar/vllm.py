@@ -18,7 +18,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from uniapl.config import PolarSpec
 from uniapl.estimate import REENCODED_TOKENS, polar_cache_bytes
-from uniapl.polar_checkpoint import MODEL_TYPE, PolarConfig, weight_files
+from uniapl.polar.checkpoint import MODEL_TYPE, PolarConfig, weight_files
 from uniapl.records import TokenSequence
 from uniapl.sampler_vllm import ENGINE_SETTINGS
 
@@ -37,7 +37,7 @@ def register_config() -> None:
 
 
 class VLLMEngine:
-    """See `uniapl.polar.PolarEngine`."""
+    """See `uniapl.polar.discriminator.PolarEngine`."""
 
     def __init__(self, directory: Path, config: PolarConfig, spec: PolarSpec) -> None:
         os.environ.update(ENGINE_SETTINGS)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
 
 from uniapl.config import PolarSpec
-from uniapl.polar_text import read_json
+from uniapl.polar.text import read_json
 from uniapl.shapes import Shape, shape_of
 
 MODEL_TYPE = "internlm2"
