@@ -87,8 +87,10 @@ def score_answers(answers: Sequence[AnswerLine], prompts: Sequence[Prompt], *, w
     repeated = [key for key, times in Counter(prompt.id for _, prompt in pairs).items() if times > 1]
     if repeated:
         raise ValueError(f"{where}: {repeated[0]} is answered twice, in both of its editions; keep one answer to it")
-    with _limited():
-        rows = [_row(answer, prompt) for answer, prompt in pairs]
+    rows = []
+    for answer, prompt in pairs:
+        with _limited():
+            rows.append(_row(answer, prompt))
     answered = {prompt.id for _, prompt in pairs}
     return Scored(rows, [prompt for prompt in prompts if prompt.id not in answered])
 
@@ -121,7 +123,7 @@ def _row(answer: AnswerLine, prompt: Prompt) -> dict[str, Any]:
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Interrupt a verifier that takes too long, again and again; the interrupted verdict becomes a status."""
+    """Interrupt a verifier that takes too long on an answer, and the next one; an interrupted verdict is a status."""
 
     def interrupt(_number: int, _frame: object) -> None:
         raise TimeoutError(f"no verdict after {SECONDS_PER_VERDICT:.0f} seconds")
@@ -146,6 +148,8 @@ def score_file(task: str, responses: Path, output: Path, *, data: Path | None) -
         raise ValueError(f"--output {output} would overwrite the answers; name another file")
     answers = read_answer_file(responses)
     path = prompt_file(task, data)
+    if output.exists() and output.samefile(path):
+        raise ValueError(f"--output {output} would overwrite the prompts; name another file")
     source, known = known_source(task, path)
     if not known:
         print(f"warning: {path} is no known edition of {task} ({source}); its own prompts are used", file=sys.stderr)

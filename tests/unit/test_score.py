@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib import metadata
@@ -190,6 +191,17 @@ def test_a_huge_answer_is_judged_and_a_hostile_one_is_a_status(tmp_path: Path, m
     assert "TimeoutError: no verdict after" in row["status"]
 
 
+def test_the_time_limit_is_that_of_one_answer_and_not_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(constraints: Any, response: str) -> dict[str, Any]:
+        time.sleep(0.3)
+        return {"strict": [True], "loose": [True], "prompt_strict": True, "prompt_loose": True, "status": "ok"}
+
+    monkeypatch.setattr(score, "SECONDS_PER_VERDICT", 0.5)
+    monkeypatch.setattr(score, "judge", slow)
+    rows = scored(tmp_path, answer(COMMA, "x") + answer(SYMBOL, "x") + answer(WORDS, "x"))
+    assert [row["status"] for row in rows] == ["ok"] * 3
+
+
 def test_either_edition_of_the_prompt_that_was_mended_is_found(tmp_path: Path) -> None:
     texts = [EDITIONS.format(words) for words in EDITION_WORDS]
     for own, other in (texts, texts[::-1]):
@@ -269,6 +281,9 @@ def test_the_command_ends_with_one_line_for_files_that_are_not_there(tmp_path: P
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
     assert responses.read_text() == answer(COMMA, "x")
+    prompts = jsonl(tmp_path / "prompts.jsonl", [COMMA])
+    with pytest.raises(ValueError, match=r"prompts.jsonl would overwrite the prompts"):
+        score_file("ifeval", responses, prompts, data=prompts)
 
 
 def test_a_known_prompt_file_in_the_shared_folder_needs_no_option(tmp_path: Path, eval_data: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Recorder:
     def __init__(self) -> None:
         self.prompts: list[list[int]] = []
 
-    def generate(self, prompts: list[list[int]], **_: Any) -> list[Sample]:
+    def generate(self, prompts: Sequence[list[int]], **_: Any) -> list[Sample]:
         self.prompts += prompts
         return [Sample([1], [0.0], "stop") for _ in prompts]
 

@@ -46,7 +46,7 @@ class Check:
 
 def stack_checks(study: Study) -> list[Check]:
     """All published scores of the study's base models on its tasks, judged by the tolerance."""
-    references = study.index.get("references") or {"models": {}}
+    references: dict[str, Any] = study.index.get("references") or {"models": {}}
     return [
         _check(study, model, row, references["tolerance_points"])
         for model, rows in references["models"].items()
