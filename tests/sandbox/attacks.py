@@ -6,11 +6,12 @@ it, the port of a TCP and UDP listener, a unix and an abstract socket, and the p
 
 from __future__ import annotations
 
+import os
 import textwrap
 from dataclasses import dataclass
 
 SECRET = "the-secret-that-stays-outside"
-LASTING = "86399"  # seconds: the argument of processes that an attack leaves behind, found by it
+LASTING = str(100_000 + os.getpid())  # seconds: the argument of what an attack leaves behind, found by it
 PRELUDE = """
 def evaluate(answer):
     file, folder, port, local, abstract, pid = answer.split("|")
@@ -173,7 +174,7 @@ PROCESSES = [
         if got == 0:
             os._exit(0)
         return got > 0""", before=LIBC),
-    _in_the_open("file a ring of system calls", """
+    _attack("file a ring of system calls", """
         return libc.syscall(425, 4, ctypes.create_string_buffer(120)) >= 0""", before=LIBC),
 ]  # fmt: skip
 
@@ -200,7 +201,7 @@ SIGNALS = [
         import os
         with open(f"/proc/{os.getppid()}/mem", "r+b") as memory:
             return memory is not None"""),
-    _in_the_open("open the memory of who asked", "return open(f'/proc/{pid}/mem', 'rb') is not None"),
+    _attack("open the memory of who asked", "return open(f'/proc/{pid}/mem', 'rb') is not None"),
     _attack("lower its parent's limits", """
         import os, resource
         resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))

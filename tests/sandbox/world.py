@@ -100,12 +100,13 @@ class World:
 
 
 def left_behind(*, server: int | None) -> list[psutil.Process]:
-    """Processes that outlived their verdict: the sandbox's own, and those that an attack marked."""
+    """Processes that outlived their verdict: below the server or orphaned, and those that an attack marked."""
+    below = {child.pid for child in psutil.Process(server).children(recursive=True)} if server is not None else set()
     found = []
-    for process in psutil.process_iter(["cmdline", "ppid"]):
+    for process in psutil.process_iter(["cmdline", "ppid", "status"]):
         line = process.info["cmdline"] or []
-        ours = server is not None and "uniapl-sandbox" in line[-1:] and "bwrap" not in line[:1]
-        if (ours or LASTING in line) and process.status() != psutil.STATUS_ZOMBIE:
+        ours = line[-1:] == ["uniapl-sandbox"] and (process.pid in below or process.info["ppid"] == 1)
+        if (ours or LASTING in line) and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
     return found
 

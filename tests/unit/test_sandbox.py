@@ -10,7 +10,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from uniapl.sandbox import Call, Judgement, Limits, Program, Sandbox, available, offered, probe, process
 from uniapl.sandbox.monty import may_hide_a_gap
 from uniapl.sandbox.process import run_bounded
+from uniapl.sandbox.records import Status
 from uniapl.sandbox.syscalls import ALLOWED, filter_program
 
 LONGER = "def evaluate(response):\n    return len(response) > 3\n"
@@ -243,12 +246,13 @@ def workers_that_wait() -> list[psutil.Process]:
 
 
 def test_a_process_that_does_not_end_is_ended_with_all_below_it() -> None:
-    began = time.monotonic()
-    written, why = run_bounded(["/bin/sh", "-c", "sleep 86397 & sleep 86397"], b"", seconds=0.3, most_bytes=10)
+    began, lasting = time.monotonic(), str(100_000 + os.getpid())
+    command = ["/bin/sh", "-c", f"sleep {lasting} & sleep {lasting}"]
+    written, why = run_bounded(command, b"", seconds=0.3, most_bytes=10)
     assert (written, why) == (b"", "no end after 0 seconds")
     assert time.monotonic() - began < 5
     time.sleep(0.1)
-    assert not [other for other in psutil.process_iter(["cmdline"]) if "86397" in (other.info["cmdline"] or [])]
+    assert not [other for other in psutil.process_iter(["cmdline"]) if lasting in (other.info["cmdline"] or [])]
 
 
 def test_output_is_bounded() -> None:
@@ -265,6 +269,18 @@ def test_code_never_runs_as_root(backend: str, judge: Judge) -> None:
     assert judge([Call(source, "")], backend=backend)[0].verdict is True
     _, said = run_bounded(["/bin/sh", "-c", "id -u >&2"], b"", seconds=9, most_bytes=99)
     assert said == "65534"
+
+
+def test_landlock_tells_that_a_file_exists_and_bubblewrap_does_not(judge: Judge) -> None:
+    stat = f"import os\ndef evaluate(r):\n    return os.path.exists({str(Path(__file__).parents[2] / 'README.md')!r})"
+    assert judge([Call(stat, "")], backend="bubblewrap")[0].verdict is False
+    assert judge([Call(stat, "")], backend="landlock")[0].verdict is True
+
+
+def test_the_documentation_names_every_status_and_limit() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text()
+    statuses = [status for status in get_args(Status) if status != "ok"]
+    assert set(re.findall(r"^\| `(\w+)`", page, re.M)) == {*statuses, *(field.name for field in fields(Limits))}
 
 
 def test_texts_above_their_limit_are_a_status(judge: Judge) -> None:
