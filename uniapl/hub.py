@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from uniapl.config import Study
+from uniapl.config import PolarSpec, Study, VLLMSpec
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CHUNK_BYTES = 2**20
@@ -49,8 +49,28 @@ class Fetched:
 
 def sources_of(study: Study) -> list[Source]:
     """Everything of the hub that a study uses, each once."""
-    models = [Source("model", str(m.location), str(m.revision)) for m in study.models if m.source == "hub"]
-    return list(dict.fromkeys(models))
+    models = list(study.models)
+    if isinstance(study.teacher, VLLMSpec):
+        models.append(study.teacher.model)
+    found = [Source("model", str(m.location), str(m.revision)) for m in models if m.source == "hub"]
+    judge = study.discriminator
+    if isinstance(judge, PolarSpec) and judge.source == "hub":
+        found.append(Source("model", judge.location, str(judge.revision)))
+    for benchmark in study.evaluation.benchmarks.values():
+        if benchmark.hub and not benchmark.location:
+            patterns = tuple(pattern.replace("{subject}", "*") for pattern in benchmark.files.values())
+            found.append(Source("dataset", benchmark.hub, str(benchmark.revision), patterns))
+    return list(dict.fromkeys(found))
+
+
+def is_cached(source: Source) -> bool:
+    """True where a snapshot of the commit, or of what a branch's name last meant, lies in the local cache."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    folder = cache / f"{source.kind}s--{source.repository.replace('/', '--')}"
+    reference = folder / "refs" / source.revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else source.revision
+    return (folder / "snapshots" / commit).is_dir()
 
 
 def go_online() -> None:
@@ -62,13 +82,14 @@ def fetch(source: Source, *, say: Callable[[str], None]) -> Fetched:
     """Download what is not in the cache yet and check every file. Raise ValueError (one line) for all that can fail."""
     from huggingface_hub import HfApi, snapshot_download
 
-    if not COMMIT.fullmatch(source.revision):
-        raise ValueError(
-            f"{source.repository}: revision '{source.revision}' is no commit, so what it names can change; "
-            f"pin the 40 digits of a commit"
-        )
     with _in_words(source):
         say(f"{source}: looking it up")
+        if not COMMIT.fullmatch(source.revision):
+            commit = str(HfApi().repo_info(source.repository, repo_type=source.kind, revision=source.revision).sha)
+            raise ValueError(
+                f"{source.repository}: revision '{source.revision}' is no commit, so what it names can change; "
+                f"today it names {commit}: pin that in the config"
+            )
         files = _recorded(HfApi(), source)
         if not files:
             raise ValueError(f"{source}: none of its files is one of {', '.join(source.patterns)}; mend the patterns")

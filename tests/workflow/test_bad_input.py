@@ -54,7 +54,14 @@ def test_scale_paper_names_all_that_is_missing_before_any_job(shared_project: Pa
     done = snakemake_in(shared_project, "--config", "scale=paper")
     assert done.returncode != 0
     (line,) = error_lines(done)
-    for part in ("POLAR", "Qwen3-235B", "AutoIF", "scale=laptop"):
+    for part in (
+        "NVIDIA GPU",
+        "Qwen/Qwen3-4B@",
+        "internlm/POLAR-7B@",
+        "google/IFEval@",
+        "uniapl fetch",
+        "scale=laptop",
+    ):
         assert part in line
 
 

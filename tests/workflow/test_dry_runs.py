@@ -32,6 +32,15 @@ def test_a_dry_run_of_auto_says_in_one_line_what_the_paper_scale_lacks(shared_pr
     assert "it takes" in line
 
 
+def test_a_dry_run_of_the_paper_plans_both_models_where_what_is_missing_is_accepted(shared_project: Path):
+    done = snakemake_in(shared_project, "-n", "--config", "scale=paper", "accept_missing=true")
+    assert done.returncode == 0, done.stderr
+    output = done.stdout + done.stderr
+    assert "scale paper (missing here: an NVIDIA GPU" in output
+    assert training_jobs(done) == 2 * 5  # sft, grpo, sft.grpo, uniapl and grpo.grpo; their parents are among them
+    assert not (shared_project / "results").exists()
+
+
 def training_jobs(done: subprocess.CompletedProcess[str]) -> int:
     """Jobs of both training rules in Snakemake's table of jobs, which it prints twice."""
     rows = [line.split() for line in (done.stdout + done.stderr).splitlines()]

@@ -99,8 +99,8 @@ def test_every_config_file_parses():
         assert load_model(name, "test").name == name
     for name in available("ablations"):
         assert load_ablation(name, "test")["variants"]
-    for scale in ("smoke", "laptop"):
+    for scale in ("smoke", "laptop", "paper"):
         everything = read_yaml(CONFIG / "matrix.yaml") | {"ablations": available("ablations")}
         assert load_study(scale, everything).scale == scale
     parsed = {path.name for path in CONFIG.glob("*.yaml")}
-    assert parsed == {"default.yaml", "smoke.yaml", "laptop.yaml", "matrix.yaml"}
+    assert parsed == {"default.yaml", "smoke.yaml", "laptop.yaml", "paper.yaml", "matrix.yaml", "references.yaml"}

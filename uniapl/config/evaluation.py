@@ -40,7 +40,7 @@ class EvalSpec(Spec):
     tasks: tuple[str, ...] = Field(
         ("heldout", "ifbench"), description="Tasks of uniapl/tasks or any lm-eval task name."
     )
-    ifbench_max_new_tokens: int = Field(128, gt=0, le=256, description="IFBench's own cap.")
+    ifbench_max_new_tokens: Positive = Field(128, description="IFBench's own cap.")
     limit: Positive | None = Field(None, description="Only the first n questions of each task, for trials.")
     benchmarks: dict[str, BenchmarkSpec] = Field(
         {}, description="Where the data of evaluated benchmarks lie: config/evals, and what a study changes of it."

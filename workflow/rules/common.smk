@@ -33,7 +33,7 @@ try:
         ROOT, OUTPUT = f"{SETTINGS.results}/released/{SCALE}", f"{SETTINGS.results}/rebuilt/{SCALE}"
         INDEX = study_workflow.read_released(Path(ROOT))
     else:
-        SCALE, NOTE = study_workflow.choose_scale(SETTINGS.scale)
+        SCALE, NOTE = study_workflow.choose_scale(SETTINGS)
         PLANS = study_workflow.make_plans(SETTINGS, SCALE)
         TARGET = next((name for name in ("matrix", "ablations") if name in sys.argv[1:]), "all")
         ROOT = OUTPUT = str(PLANS[TARGET].root)
