@@ -87,8 +87,8 @@ FILES = [
     _in_the_open("change a file's mode", "import os\nos.chmod(file, 0o600)"),
     _in_the_open("make a folder", "import os\nos.mkdir(folder + '/made')"),
     _in_the_open("escape the temporary folder", """
-        import tempfile, os
-        tempfile.mkstemp(dir=os.path.join(tempfile.gettempdir(), "..", folder.lstrip("/")))"""),
+        import tempfile
+        tempfile.mkstemp(dir=tempfile.gettempdir() + "/.." * 9 + folder)"""),
     _in_the_open("fill the temporary folder", """
         import tempfile
         with tempfile.TemporaryFile() as full:

@@ -126,8 +126,8 @@ class Server:
         self.world = world
         command = [sys.executable, "-m", "tests.sandbox.server", *([str(uid)] if uid is not None else [])]
         self.process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=world.environment() | {"PYTHONPATH": str(REPOSITORY)}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            command, cwd=REPOSITORY, env=world.environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         assert self.process.stdout is not None
         hello = json.loads(self.process.stdout.readline())

@@ -168,8 +168,11 @@ def test_monty_alone_says_unsupported_and_never_guesses(judge: Judge) -> None:
 def test_two_back_ends_that_differ_are_a_disagreement(judge: Judge) -> None:
     need("monty", "bubblewrap")
     differs = "import sys\ndef evaluate(r):\n    return 'monty' in sys.version.lower()"
-    judgements = judge([Call(differs, ""), Call(LONGER, "long")], compare=True)
-    assert [j.status for j in judgements] == ["disagreement", "ok"]
+    raises = differs.replace("return ", "return 1 if ") + " else 1 / 0"
+    same = ["def evaluate(r):\n    return r", LONGER]
+    judgements = judge([Call(source, "long") for source in (differs, raises, *same)], compare=True)
+    assert [j.status for j in judgements] == ["disagreement", "disagreement", "not_bool", "ok"]
+    assert judgements[1].reason == "monty says not_bool, bubblewrap says error"
     assert judgements[0].reason == "monty says True, bubblewrap says False"
     assert judge([Call(differs, "")])[0].verdict is True
 

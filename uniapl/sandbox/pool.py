@@ -22,6 +22,7 @@ from uniapl.sandbox.process import ProcessBackend
 from uniapl.sandbox.records import Call, Judgement, Limits, Program, refused, size_bytes
 
 BATCH_ITEMS, BATCH_BYTES = 32, 4 << 20  # of one start of the CPython back end
+ANSWERED = ("ok", "not_bool")  # the function returned
 SLICE = 64  # calls that a thread hands to Monty at a time
 
 
@@ -66,8 +67,8 @@ class Sandbox:
     def judge(self, items: Sequence[Call | Program], *, compare: bool = False) -> list[Judgement]:
         """Judgements in the order of the items.
 
-        `compare`: ask both back ends about every call that Monty gave a verdict on; where CPython's is another one,
-        the status is "disagreement". Raise ValueError for a program where no CPython back end works.
+        `compare`: ask CPython as well about every call that Monty answered; where its answer is another one, or it
+        raises, the status is "disagreement". Raise ValueError for a program where no CPython back end works.
         """
         judgements: list[Judgement | None] = [self._too_large(item) for item in items]
         open_ = [i for i, judgement in enumerate(judgements) if judgement is None]
@@ -115,7 +116,7 @@ class Sandbox:
         cpython, asked = self._cpython, []
         for i in open_:
             before = judgements[i]
-            if before is None or before.status not in ("ok", "not_bool") or (compare and before.status == "ok"):
+            if before is None or before.status not in ANSWERED or compare:
                 asked.append(i)
 
         def run(batch: list[int]) -> list[Judgement]:
@@ -128,13 +129,14 @@ class Sandbox:
 
 
 def _agreed(monty: Judgement | None, cpython: Judgement) -> Judgement:
-    """CPython's judgement; but Monty's verdict stands, unless CPython's is another one."""
-    if monty is None or monty.verdict is None:
+    """CPython's judgement; but Monty's answer stands, unless CPython answers otherwise or raises."""
+    if monty is None or monty.status not in ANSWERED:
         return cpython
-    if cpython.verdict is None or cpython.verdict == monty.verdict:
+    outcomes = [(judgement.status, judgement.verdict) for judgement in (monty, cpython)]
+    if cpython.status not in (*ANSWERED, "error") or outcomes[0] == outcomes[1]:
         return monty
-    reason = f"monty says {monty.verdict}, {cpython.backend} says {cpython.verdict}"
-    return refused("disagreement", reason, backend=cpython.backend)
+    said = [status if verdict is None else verdict for status, verdict in outcomes]
+    return refused("disagreement", f"monty says {said[0]}, {cpython.backend} says {said[1]}", backend=cpython.backend)
 
 
 def _slices(items: Sequence[tuple[int, Call | Program]]) -> Iterator[Sequence[tuple[int, Call | Program]]]:

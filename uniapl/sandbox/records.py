@@ -14,7 +14,7 @@ Status = Literal[
     "limit",  # memory ran out, or source or answer are larger than allowed
     "crashed",  # its process ended without an answer
     "unsupported",  # the only back end at hand cannot run this code
-    "disagreement",  # two back ends gave different verdicts
+    "disagreement",  # CPython answers otherwise than Monty
     "unavailable",  # the sandbox itself could not be started
 ]
 MAX_REASON = 200  # characters
