@@ -34,7 +34,7 @@ PARTS = (
 )  # fmt: skip
 GPU_COUNTS = (1, 2, 4, 8)
 NARROWEST = 146  # characters in which the table's columns stay whole
-# No scale of this version has GPUs: what a model of the paper is estimated with, unless options say otherwise.
+# What a model is estimated with on GPUs, unless options say otherwise; config/paper.yaml has the same sizes.
 ON_GPUS: dict[str, Any] = {
     "methods": ["uniapl"],
     "compute": "bfloat16",

