@@ -177,12 +177,14 @@ def announce(plan: Plan, *, note: str | None) -> None:
         print(fallback, file=sys.stderr, flush=True)
 
 
-def teacher_options(teacher: TeacherSpec) -> tuple[str, str]:
-    """How a teacher is reached, as words for the shell: the launcher's options and the stage's."""
-    if isinstance(teacher, EditorSpec):
-        return "", ""
-    gpus = f"--gpus {teacher.access.tensor_parallel}" if isinstance(teacher, VLLMSpec) else ""
-    return gpus, f"--access {shlex.quote(teacher.access.model_dump_json())}"
+def teacher_gpus(teacher: TeacherSpec) -> int:
+    """GPUs that make demonstrations, where there are any: a local teacher's, else one for the base model's drafts."""
+    return teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) else 1
+
+
+def teacher_access(teacher: TeacherSpec) -> str:
+    """How a teacher is reached, as words for the shell."""
+    return "" if isinstance(teacher, EditorSpec) else f"--access {shlex.quote(teacher.access.model_dump_json())}"
 
 
 def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:

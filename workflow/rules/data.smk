@@ -40,7 +40,8 @@ rule data:
 
 
 # The expert's answers, every one of them verified. How the expert is reached is no reason to ask it again.
-TEACHER_LAUNCH, TEACHER_ACCESS = study_workflow.teacher_options(PLANS[TARGET].study.teacher)
+TEACHER_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher)
+TEACHER_ACCESS = study_workflow.teacher_access(PLANS[TARGET].study.teacher)
 
 
 rule demonstrations:
@@ -55,11 +56,11 @@ rule demonstrations:
     threads: lambda _: cores_of()
     resources:
         mem_mb=MEMORY_MB,
-        gpu=MACHINE.gpus_per_rank,
+        gpu=MACHINE.gpus_per_rank * TEACHER_GPUS,
     params:
         options=options("demonstrations"),
     shell:
-        "{LAUNCH} {TEACHER_LAUNCH} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} {TEACHER_ACCESS} "
+        "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} {TEACHER_ACCESS} "
         "2>&1 | tee -i {log:q}"
 
 
