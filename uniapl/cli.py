@@ -181,6 +181,25 @@ def estimate(
 
 
 @app.command()
+def doctor(
+    scale: Annotated[str, typer.Option(help="The scale that is to run: smoke, laptop, paper.")] = "paper",
+    models: Annotated[str | None, typer.Option(help="Instead of the scale's: as models= of the workflow.")] = None,
+) -> None:
+    """Say of everything that a scale needs here whether it is there, and what brings it."""
+    run_guarded(lambda: show_findings(scale, {"models": models} if models else {}))
+
+
+def show_findings(scale: str, overrides: dict[str, Any]) -> None:
+    """Print the findings. Raise ValueError where something is missing."""
+    from uniapl.doctor import examine, show
+    from uniapl.workflow import make_plans, read_settings
+
+    plan = make_plans(read_settings({"scale": scale} | overrides), scale)["all"]
+    if missing := show(examine(plan)):
+        raise ValueError(f"{missing} things are missing for scale {scale}; each line above says what brings it")
+
+
+@app.command()
 def fetch(
     scale: Annotated[str, typer.Option(help="The scale whose models and data are wanted.")] = "paper",
     models: Annotated[str | None, typer.Option(help="Instead of the scale's: as models= of the workflow.")] = None,

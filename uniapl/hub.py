@@ -66,11 +66,18 @@ def sources_of(study: Study) -> list[Source]:
 def is_cached(source: Source) -> bool:
     """True where a snapshot of the commit, or of what a branch's name last meant, lies in the local cache."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    folder = cache / f"{source.kind}s--{source.repository.replace('/', '--')}"
+    folder = (
+        Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"{source.kind}s--{source.repository.replace('/', '--')}"
+    )
     reference = folder / "refs" / source.revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else source.revision
     return (folder / "snapshots" / commit).is_dir()
+
+
+def page_of(source: Source) -> str:
+    """Where a source and its licence are described."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    return f"{hub}/{'datasets/' if source.kind == 'dataset' else ''}{source.repository}"
 
 
 def go_online() -> None:
@@ -140,7 +147,7 @@ def _in_words(source: Source) -> Any:
     import httpx2
     from huggingface_hub import constants, errors
 
-    page = f"{constants.ENDPOINT}/{'datasets/' if source.kind == 'dataset' else ''}{source.repository}"
+    page = page_of(source)
     try:
         yield
     except errors.GatedRepoError:

@@ -76,7 +76,7 @@ def missing_here(study: Study) -> list[str]:
     missing = []
     if study.machine.gpus_per_rank and not visible_gpus():
         missing.append("an NVIDIA GPU")
-    if study.machine.gpus_per_rank and study.sampler.kind == "vllm" and not _has_vllm_for_gpus():
+    if study.machine.gpus_per_rank and study.sampler.kind == "vllm" and not has_vllm_for_gpus():
         missing.append("vLLM's GPU build (environment.yml installs it)")
     absent = [str(source) for source in hub.sources_of(study) if not hub.is_cached(source)]
     if absent:
@@ -87,7 +87,8 @@ def missing_here(study: Study) -> list[str]:
     return missing
 
 
-def _has_vllm_for_gpus() -> bool:
+def has_vllm_for_gpus() -> bool:
+    """True where vLLM is installed, and not its CPU build."""
     from importlib import metadata
 
     try:
