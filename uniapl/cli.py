@@ -209,17 +209,24 @@ def fetch(
 
 
 def fetch_sources(scale: str, overrides: dict[str, Any]) -> None:
-    """Fetch, print every file's hash. Raise ValueError for the first source that cannot be had."""
+    """Fetch, print every file's hash. Raise ValueError naming all sources that cannot be had, after the others."""
     from uniapl import hub
     from uniapl.layers import load_study
 
     hub.go_online()
     sources = hub.sources_of(load_study(scale, overrides))
     console = Console()
+    errors = []
     for source in sources:
-        fetched = hub.fetch(source, say=lambda line: console.print(line, highlight=False))
+        try:
+            fetched = hub.fetch(source, say=lambda line: console.print(line, highlight=False))
+        except ValueError as error:
+            errors.append(str(error))
+            continue
         for name, digest in fetched.sha256.items():
             console.print(f"  ok  sha256 {digest[:12]}  {name}", highlight=False, markup=False)
+    if errors:
+        raise ValueError(" | ".join(errors))
     console.print(f"{len(sources)} sources of the hub are in the cache" if sources else f"{scale} needs no hub")
 
 
