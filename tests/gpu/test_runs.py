@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from tests.invariance.small_step import HashDiscriminator, Run, Setting, make_setting, stage_spec
 from tests.invariance.test_ranks import assert_same_training, finished, make_run
 from tests.unit.tiny_polar import write_checkpoint
-from uniapl import chat, discriminator, polar, train
+from uniapl import chat, discriminator, train
 from uniapl.config import MachineSpec, PolarSpec, SamplerSpec
 from uniapl.discriminator import FrozenStates
 from uniapl.models import load_policy, load_tokenizer, weights_directory
+from uniapl.polar.discriminator import open_polar
 from uniapl.runlog import read_rows
 from uniapl.sampler import explain_fallback, make_sampler
 
@@ -87,10 +88,10 @@ def test_polar_on_the_gpu_scores_as_on_the_cpu(tmp_path: Path, monkeypatch: pyte
     location = str(write_checkpoint(tmp_path / "tiny"))
     spec = PolarSpec.model_validate({"source": "path", "location": location, "dtype": "float32"})
     texts = (["Write about the oven."] * 3, ["flour and yeast"] * 3, ["dough", "", "moon " * 60])
-    on_gpu = polar.open_polar(spec, MachineSpec.model_validate({}))
+    on_gpu = open_polar(spec, MachineSpec.model_validate({}))
     assert on_gpu.engine.model.head.device.type == "cuda"  # type: ignore[attr-defined]
-    monkeypatch.setattr(polar, "device", lambda: torch.device("cpu"))
-    expected = polar.open_polar(spec, MachineSpec.model_validate({})).score(*texts)
+    monkeypatch.setattr("uniapl.polar.discriminator.device", lambda: torch.device("cpu"))
+    expected = open_polar(spec, MachineSpec.model_validate({})).score(*texts)
     assert on_gpu.score(*texts) == pytest.approx(expected, abs=1e-3)
 
 

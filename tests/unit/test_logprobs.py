@@ -132,10 +132,13 @@ def test_peak_bytes_counts_what_lives_at_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("width", "dtype"), [(1024, torch.float32), (2560, torch.bfloat16)], ids=str)
-def test_qwen3s_vocabulary_needs_at_most_600_megabytes(width: int, dtype: torch.dtype) -> None:
-    """Extra is the peak of all tensors made in the forward, or in the backward less the two gradients it returns."""
-    hidden_TD = torch.randn(8192, width).to(dtype).requires_grad_()
+def test_qwen3s_vocabulary_needs_at_most_600_megabytes() -> None:
+    """Extra is the peak of all tensors made in the forward, or in the backward less the two gradients it returns.
+
+    Of Qwen3-0.6B's width; `bench.logprobs` measures the larger one's and bfloat16.
+    """
+    width = 1024
+    hidden_TD = torch.randn(8192, width).requires_grad_()
     head_VD = (torch.randn(151_936, width) / width**0.5).requires_grad_()
     targets_T = torch.randint(len(head_VD), (len(hidden_TD),))
 

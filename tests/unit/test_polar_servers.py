@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from uniapl import polar_servers
 from uniapl.config import MachineSpec, PolarSpec
+from uniapl.polar import servers as polar_servers
 from uniapl.polar.servers import ServersEngine, request_of, scores_of, split_requests
 from uniapl.records import TokenSequence
 

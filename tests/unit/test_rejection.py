@@ -17,7 +17,7 @@ import pytest
 
 from tests.unit.chat_server import ChatServer, Reply, serving
 from uniapl import models
-from uniapl.config import DataSpec, DiscriminatorSpec, EndpointAccess, EndpointSpec
+from uniapl.config import DataSpec, EndpointAccess, EndpointSpec, FeaturesSpec
 from uniapl.constraints import verify
 from uniapl.constraints.edits import mend
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
@@ -237,7 +237,8 @@ def test_the_stage_that_is_killed_and_started_again_makes_verified_demonstration
     train = read_prompts(inputs / "data" / "train.jsonl")
     compared = [*discriminator_prompts(train, data_spec), *discriminator_test_prompts(train, data_spec)]
     assert Counter(row["prompt_id"] for row in samples) == Counter({p.id: 4 for p in compared})
-    spec = DiscriminatorSpec.model_validate(load_study("smoke").discriminator.model_dump())
+    spec = load_study("smoke").discriminator
+    assert isinstance(spec, FeaturesSpec)
     examples = make_examples(compared, demonstrations, samples, num_negatives=spec.num_negatives, seed=0)
     assert len(examples) >= 8
     assert all(len(example.drafts) == 3 for example in examples)

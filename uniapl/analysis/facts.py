@@ -47,7 +47,7 @@ LABELS = {
     "num_demonstrations": "demonstrations kept, all verified",
     "kept_share": "share of the ordered demonstrations kept",
     "enough_kept": "at least 90% kept",
-    "dropped": "demonstrations dropped, none passed the verifiers",
+    "dropped": "demonstrations dropped, could not be mended",
     "edited_share": "share of the demonstrations that were edited",
     "base_prompt_strict": "prompt accuracy of the base model's drafts",
     "truncated_share_base": "share of drafts cut at the cap",
