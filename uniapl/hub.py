@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uniapl.config import PolarSpec, Study, VLLMSpec
+from uniapl.shapes import snapshot_folder
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CHUNK_BYTES = 2**20
@@ -65,13 +66,7 @@ def sources_of(study: Study) -> list[Source]:
 
 def is_cached(source: Source) -> bool:
     """True where a snapshot of the commit, or of what a branch's name last meant, lies in the local cache."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    folder = (
-        Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"{source.kind}s--{source.repository.replace('/', '--')}"
-    )
-    reference = folder / "refs" / source.revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else source.revision
-    return (folder / "snapshots" / commit).is_dir()
+    return snapshot_folder(source.repository, source.revision, kind=source.kind).is_dir()
 
 
 def page_of(source: Source) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from uniapl.entry import run_guarded
@@ -17,7 +18,8 @@ from uniapl.sampler import explain_fallback
 from uniapl.sampler_vllm import BLOCK_TOKENS
 
 SERVER = "vllm.entrypoints.launchers.api_server.entry"
-ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+ENVIRONMENT = QUIET | {"VLLM_SERVER_DEV_MODE": "1"}
 OPTIONS = (
     "--worker-extension-cls", "uniapl.weight_channel.WeightReceiver", "--logprobs-mode", "processed_logprobs",
     "--generation-config", "vllm", "--enable-prefix-caching", "--enable-scale-out",
@@ -42,17 +44,23 @@ def command(arguments: list[str], *, on_gpu: bool) -> list[str]:
     return ["--model", str(own.model), *where, *OPTIONS, *(() if on_gpu else CPU_OPTIONS), *options]
 
 
-def main(arguments: list[str]) -> None:
-    """Take on vLLM's server in this process's place. Raise ValueError where vLLM cannot run."""
+def prepare(command: Callable[..., list[str]], arguments: list[str], *, environment: Mapping[str, str]) -> list[str]:
+    """vLLM's words on this machine, and its environment set. Raise ValueError where vLLM cannot run."""
     import torch
 
     if reason := explain_fallback():
         raise ValueError(f"no server can run here: {reason.split(':')[0]}")
     on_gpu = torch.cuda.is_available()
     words = command(arguments, on_gpu=on_gpu)
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(environment)
     for name, value in ({} if on_gpu else CPU_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
+    return words
+
+
+def main(arguments: list[str]) -> None:
+    """Take on vLLM's server in this process's place. Raise ValueError where vLLM cannot run."""
+    words = prepare(command, arguments, environment=ENVIRONMENT)
     os.execv(sys.executable, [sys.executable, "-m", SERVER, *words])
 
 

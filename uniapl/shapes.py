@@ -128,7 +128,7 @@ def find_shape(model: ModelSpec) -> Shape | None:
         tokenizer = KNOWN.get(str(model.file))  # a random model has the words of that file's tokenizer
         return shape_of(model.architecture | {"vocab_size": tokenizer["vocab_size"]}) if tokenizer else None
     name = str(model.file if model.source == "package_gguf" else model.location)
-    folder = Path(name) if model.source == "path" else _snapshot(name, str(model.revision))
+    folder = Path(name) if model.source == "path" else snapshot_folder(name, str(model.revision))
     if (folder / "config.json").is_file():
         return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     return known_shape(name) if name in KNOWN else None
@@ -136,17 +136,17 @@ def find_shape(model: ModelSpec) -> Shape | None:
 
 def find_polar_shape(spec: PolarSpec) -> Shape | None:
     """POLAR's shape, from its config.json where one is here, else from those known; None where nothing tells it."""
-    folder = Path(spec.location) if spec.source == "path" else _snapshot(spec.location, str(spec.revision))
+    folder = Path(spec.location) if spec.source == "path" else snapshot_folder(spec.location, str(spec.revision))
     if (folder / "config.json").is_file():
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return shape_of(config | {"tie_word_embeddings": True})  # no output head
     return shape_of(POLAR[spec.location]) if spec.location in POLAR else None
 
 
-def _snapshot(name: str, revision: str) -> Path:
+def snapshot_folder(name: str, revision: str, *, kind: str = "model") -> Path:
     """Where the hub's cache keeps a revision: under its commit, which a branch's name points to."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    model = home / "hub" / f"models--{name.replace('/', '--')}"
-    pointer = model / "refs" / revision
+    repository = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"{kind}s--{name.replace('/', '--')}"
+    pointer = repository / "refs" / revision
     commit = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else revision
-    return model / "snapshots" / commit
+    return repository / "snapshots" / commit

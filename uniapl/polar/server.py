@@ -8,7 +8,6 @@ asks nobody who they are: a --host must be on a network that only the study uses
 from __future__ import annotations
 
 import argparse
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ from pathlib import Path
 from uniapl.entry import run_guarded
 from uniapl.estimate import REENCODED_TOKENS
 from uniapl.polar.text import MAX_LENGTH
-from uniapl.sampler import explain_fallback
-from uniapl.serve import CPU_ENVIRONMENT, SERVER
+from uniapl.serve import QUIET, SERVER, prepare
 
 OPTIONS = (
     "--runner", "pooling", "--skip-tokenizer-init", "--load-format", "safetensors", "--no-enable-prefix-caching",
     "--no-enable-chunked-prefill", "--disable-uvicorn-access-log",
 )  # fmt: skip
-ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 def command(arguments: list[str], *, on_gpu: bool) -> list[str]:
@@ -47,15 +44,7 @@ def command(arguments: list[str], *, on_gpu: bool) -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Become vLLM's server. Raise ValueError where vLLM cannot run."""
-    import torch
-
-    if reason := explain_fallback():
-        raise ValueError(f"no server can run here: {reason.split(':')[0]}")
-    on_gpu = torch.cuda.is_available()
-    words = command(arguments, on_gpu=on_gpu)
-    os.environ.update(ENVIRONMENT)
-    for name, value in ({} if on_gpu else CPU_ENVIRONMENT).items():
-        os.environ.setdefault(name, value)
+    words = prepare(command, arguments, environment=QUIET)
     from uniapl.polar.vllm import register_config
 
     register_config()

@@ -25,9 +25,8 @@ from uniapl.config import EndpointAccess, VLLMSpec
 from uniapl.models import checkpoint_folder
 from uniapl.provenance import content_hash
 from uniapl.sampler import explain_fallback
-from uniapl.serve import CPU_ENVIRONMENT, CPU_OPTIONS, SERVER
+from uniapl.serve import CPU_ENVIRONMENT, CPU_OPTIONS, QUIET, SERVER
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
 
