@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,22 @@ import pytest
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _sendable(part: object) -> object:
+    """A report's part with every lone half of a character escaped, which no message to another process can hold."""
+    if isinstance(part, str):
+        return part.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(part, dict):
+        return {_sendable(key): _sendable(value) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return type(part)(map(_sendable, part))
+    return part
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    return _sendable((yield))
 
 
 @pytest.hookimpl(tryfirst=True)

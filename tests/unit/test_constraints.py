@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging.config
 import random
 import subprocess
 import sys
@@ -206,6 +207,13 @@ def test_language_is_detected_alike_in_every_process():
     for _ in range(5):
         assert list(verify(kinds, text).followed) == elsewhere
     assert sum(elsewhere) <= 1
+
+
+def test_no_verdict_logs_the_text_even_after_logging_was_configured_anew(caplog):
+    known_kinds()
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as importing vLLM does
+    verify([Constraint("language:response_language", {"language": "de"})], "12345")
+    assert not caplog.records
 
 
 def test_no_download_is_tried():

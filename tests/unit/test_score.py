@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import shutil
@@ -83,12 +82,9 @@ def test_verdicts_equal_lm_evals_on_all_prompts_and_every_kind_is_followed_and_b
         assert min(found[True], found[False]) >= 5, kind
 
 
-def test_odd_answers_get_lm_evals_verdict_for_every_kind(eval_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_answers_get_lm_evals_verdict_for_every_kind(eval_data: Path) -> None:
     known_kinds()
     from lm_eval.tasks.ifeval.utils import process_results
-
-    # It logs texts as they are, with halves of characters that no report of pytest can hold.
-    monkeypatch.setattr(logging.getLogger("lm_eval.tasks.ifeval.instructions"), "disabled", True)
 
     path = eval_data / "ifeval_input_data.jsonl"
     of_kind = {}  # one prompt for each kind, alone where there is one

@@ -75,7 +75,7 @@ def _checkers() -> dict[str, Any]:
 
     langdetect.DetectorFactory.seed = 0
     quiet = logging.getLogger("uniapl.constraints.quiet")  # the package logs every text without a language as an error
-    quiet.disabled = True
+    quiet.setLevel(logging.CRITICAL + 1)  # `disabled` would not last: any later dictConfig (vLLM's) resets it
     ifeval_instructions.logging = quiet
     return {**ifeval.INSTRUCTION_DICT, **ifbench.INSTRUCTION_DICT}
 
