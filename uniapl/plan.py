@@ -64,6 +64,7 @@ class Plan:
     study: Study
     root: Path
     data: Artifact
+    autoif: Artifact | None = None
     models: dict[str, Artifact] = field(default_factory=dict)
     demonstrations: dict[str, Artifact] = field(default_factory=dict)
     discriminators: dict[str, Artifact] = field(default_factory=dict)
@@ -76,7 +77,13 @@ class Plan:
 
     def artifacts(self) -> list[Artifact]:
         """All directories that get a config.json."""
-        shared = [self.data, *self.models.values(), *self.demonstrations.values(), *self.discriminators.values()]
+        shared = [
+            self.data,
+            *([self.autoif] if self.autoif else []),
+            *self.models.values(),
+            *self.demonstrations.values(),
+            *self.discriminators.values(),
+        ]
         return [*shared, *self.runs, *self.evaluations]
 
     def run_by_directory(self, directory: str | Path) -> Run:
@@ -100,8 +107,13 @@ def stage_of_path(study: Study, path: tuple[str, ...], overrides: dict[str, Any]
 def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Plan:
     """Lay out a study below `results/<scale>`. `sampler` and `compute` are what `auto` resolved to on this machine."""
     root = results / study.scale
-    data = _artifact(root, "data", "", {"data": study.data.model_dump()})
-    plan = Plan(study, root, data)
+    expert = {"teacher": study.teacher.model_dump(exclude={"access"})}
+    autoif, data_config = None, {"data": study.data.model_dump()}
+    if study.data.autoif is not None:
+        asked = expert if study.data.autoif.items is None else {}
+        autoif = _artifact(root, "autoif", "", {"autoif": study.data.autoif.model_dump()} | asked)
+        data_config |= asked
+    plan = Plan(study, root, _artifact(root, "data", "", data_config), autoif)
     engine = study.sampler.model_dump() | {"kind": sampler}
     for model in study.models:
         shared = {
@@ -112,7 +124,7 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
             "compute": compute,
         }
         plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
-        teacher = shared | {"teacher": study.teacher.model_dump(exclude={"access"})}
+        teacher = shared | expert
         plan.demonstrations[model.name] = _artifact(root, "demonstrations", model.name, teacher)
         judged = teacher | {"discriminator": study.discriminator.model_dump()}
         plan.discriminators[model.name] = _artifact(root, "discriminator", model.name, judged)
