@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from uniapl.config.base import Count, Fraction, Positive, Spec
 from uniapl.config.evaluation import BenchmarkSpec
@@ -72,6 +72,12 @@ class DataSpec(Spec):
         (), description="Benchmarks (files of config/evals); a training prompt that shares text with one is left out."
     )
     benchmarks: dict[str, BenchmarkSpec] = Field({}, description="Where the data of those lie; filled in.")
+
+    @model_serializer(mode="wrap")
+    def _of_what_is_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What a study does not use stands in no config.json, so that a source more renames no directory."""
+        optional = ("autoif", "if_rlvr", "decontaminate_against", "benchmarks")
+        return {key: value for key, value in dump(self).items() if value or key not in optional}
 
     @model_validator(mode="after")
     def _enough(self) -> DataSpec:
