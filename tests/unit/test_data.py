@@ -11,7 +11,7 @@ from itertools import combinations
 
 import pytest
 
-from uniapl import data
+from uniapl import data, records
 from uniapl.config import DataSpec
 from uniapl.constraints import KINDS, functions, verify
 from uniapl.constraints.drawing import kinds_conflict
@@ -333,3 +333,11 @@ def test_functions_that_a_model_wrote_are_refused_with_the_remedy_where_no_sandb
             data.read_prompts(path)
     finally:
         functions.require_sandbox.cache_clear()
+
+
+def test_a_line_longer_than_any_row_is_named_before_it_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 1 << 20)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"a": 1}\n{"b": "' + "x" * (3 << 20) + '"}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: longer than 1 MiB"):
+        list(records.read_jsonl(path))
