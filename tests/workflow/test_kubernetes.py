@@ -1,0 +1,228 @@
+"""The Kubernetes profile, by an API that only pretends: what is posted, what becomes of it, and how a pod leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.workflow.conftest import REPOSITORY, copy_project
+from tests.workflow.fake_kubernetes import Cluster, serving
+from uniapl.entry import REQUEUE_EXIT_CODE
+
+pytest.importorskip("kubernetes", reason="needs the package kubernetes (requirements/test.txt)")
+pytest.importorskip(
+    "snakemake_executor_plugin_cluster_generic", reason="needs snakemake-executor-plugin-cluster-generic"
+)
+
+PROFILE = REPOSITORY / "profiles" / "kubernetes"
+NAMESPACE = "lab"
+SECRETS = {"TEACHER_KEY": "key-of-the-teacher", "HF_TOKEN": "token-of-the-hub"}
+KUBECONFIG_TOKEN = "token-of-the-user"
+
+
+STAGE = """
+import signal, sys, time
+from uniapl import leases
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+leases.watch_starter()
+print("training", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with serving(os.environ | {"PATH": path, "PYTHONPATH": ""}) as served:
+        served.kubeconfig(tmp_path / "kubeconfig", namespace=NAMESPACE, token=KUBECONFIG_TOKEN)
+        yield served
+
+
+def environment(folder: Path, project: Path) -> dict[str, str]:
+    """Of who submits: the cluster's address, and secrets that must stay where they are."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return os.environ | SECRETS | {"KUBECONFIG": str(folder / "kubeconfig"), "PYTHONPATH": str(project), "PATH": path}
+
+
+def call(folder: Path, *words: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one of the profile's commands."""
+    return subprocess.run(
+        [sys.executable, "-m", "uniapl.kubernetes_jobs", *words], cwd=directory or REPOSITORY,
+        env=environment(folder, REPOSITORY), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def jobscript(folder: Path, *, rule: str = "train", command: str = "true", **resources: int) -> str:
+    """A job script as Snakemake writes it."""
+    properties = {"rule": rule, "threads": 4, "resources": {"mem_mb": 2000} | resources}
+    path = folder / "snakejob.sh"
+    path.write_text(f"#!/bin/sh\n# properties = {json.dumps(properties)}\ncd {folder} && {command}\n")
+    return str(path)
+
+
+def as_kubernetes_reads(document: dict[str, Any]) -> Any:
+    """A manifest after a way through the client's model of its kind, which drops what that kind does not have."""
+    from kubernetes.client import ApiClient
+
+    class Answer:
+        data = json.dumps(document)
+
+    client = ApiClient()
+    return client.sanitize_for_serialization(client.deserialize(Answer, f"V1{document['kind']}"))
+
+
+def allowed() -> set[tuple[str, str]]:
+    """Verb and resource of everything that cluster.yaml allows the desk."""
+    documents = list(yaml.safe_load_all((PROFILE / "cluster.yaml").read_text()))
+    (role,) = [document for document in documents if document["kind"] == "Role"]
+    return {(verb, resource) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+def test_a_job_of_the_study_runs_in_the_cluster(tmp_path: Path, cluster: Cluster):
+    project = copy_project(tmp_path / "project")
+    words = ["runs", "--until", "data", "--config", "scale=smoke", "models=tiny_qwen3", "methods=sft"]
+    quick = ["--seconds-between-status-checks", "1", "--set-resources", "data:gpu=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--profile", "profiles/kubernetes", *words, *quick],
+        cwd=project, env=environment(tmp_path, project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr + cluster.logs())[-6000:]
+    assert len(list(project.glob("results/smoke/data/*/manifest.json"))) == 1
+    (manifest,) = cluster.manifests.values()
+    assert manifest == as_kubernetes_reads(manifest)
+    assert manifest["metadata"]["name"].startswith("uniapl-data-")
+    assert manifest["spec"]["backoffLimit"] == 0
+    (rule,) = manifest["spec"]["podFailurePolicy"]["rules"]
+    assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    pod = manifest["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert container["image"] == "uniapl:0.1.0"
+    assert container["command"] == ["python", "-m", "uniapl.kubernetes_jobs", "run"]
+    assert container["workingDir"] == str(project)
+    assert "-m snakemake" in container["args"][0]
+    assert "--mode 'remote'" in container["args"][0]
+    assert "--shared-fs-usage" in container["args"][0]
+    amounts = {"cpu": "1", "memory": "3000M", "nvidia.com/gpu": "2"}
+    assert container["resources"] == {"requests": amounts, "limits": amounts}
+    assert {"name": "CUDA_VISIBLE_DEVICES", "value": "0,1"} in container["env"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert mounts == {"work": "/work", "shm": "/dev/shm"}
+    assert volumes["work"]["persistentVolumeClaim"] == {"claimName": "uniapl"}
+    assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
+    assert container["envFrom"] == [{"secretRef": {"name": "uniapl", "optional": True}}]
+    posted = json.dumps(manifest)
+    assert not [value for value in [*SECRETS.values(), KUBECONFIG_TOKEN] if value in posted]
+    assert {(verb, resource) for verb, resource, _ in cluster.requests} <= allowed()
+    assert {namespace for *_, namespace in cluster.requests} == {NAMESPACE}
+
+
+def test_the_paper_is_planned_with_the_profile(shared_project: Path, tmp_path: Path):
+    shutil.copytree(PROFILE, shared_project / "profiles" / "kubernetes", dirs_exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--profile", "profiles/kubernetes", "-n",
+         "--config", "scale=paper", "accept_missing=true"],
+        cwd=shared_project, env=environment(tmp_path, shared_project), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "train_longest" in done.stdout + done.stderr
+
+
+def test_a_job_is_submitted_looked_after_and_cancelled(tmp_path: Path, cluster: Cluster):
+    (tmp_path / "stage.py").write_text(STAGE)
+    script = jobscript(tmp_path, command=f"PYTHONPATH={REPOSITORY} python stage.py", gpu=0)
+    submitted = call(tmp_path, "submit", script)
+    assert submitted.returncode == 0, submitted.stderr
+    (name,) = cluster.manifests
+    assert submitted.stdout == f"{name}\n"
+    (container,) = cluster.manifests[name]["spec"]["template"]["spec"]["containers"]
+    amounts = {"cpu": "4", "memory": "2000M"}
+    assert container["resources"] == {"requests": amounts, "limits": amounts}
+    assert {"name": "CUDA_VISIBLE_DEVICES", "value": ""} in container["env"]
+    assert call(tmp_path, "status", name).stdout == "running\n"
+    assert call(tmp_path, "cancel", name, "uniapl-gone").returncode == 0
+    assert cluster.pods[name].wait(timeout=20) == REQUEUE_EXIT_CODE
+    failed = call(tmp_path, "status", name)
+    assert failed.stdout == "failed\n"
+    assert f"kubectl -n {NAMESPACE} logs job/{name}" in failed.stderr
+    gone = call(tmp_path, "status", "uniapl-gone")
+    assert (gone.returncode, gone.stdout) == (0, "failed\n")
+    assert {(verb, resource) for verb, resource, _ in cluster.requests} == allowed()
+
+
+def test_a_cluster_that_does_not_answer_ends_no_job(tmp_path: Path, cluster: Cluster):
+    cluster.refusal = 503
+    shaken = call(tmp_path, "status", "uniapl-train-1")
+    assert (shaken.returncode, shaken.stdout) == (0, "running\n")
+    assert "asked again" in shaken.stderr
+
+
+def test_mistakes_are_one_line(tmp_path: Path, cluster: Cluster):
+    def error(*words: str) -> str:
+        done = call(tmp_path, *words)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    assert "machine.nodes = 2" in error("submit", jobscript(tmp_path, nodes=2))
+    assert "--envvars" in error("submit", jobscript(tmp_path, command="export KEY='value' && true"))
+    assert cluster.requests == []
+    cluster.refusal = 403
+    assert "jobs: not for you" in error("submit", jobscript(tmp_path))
+    assert "jobs/status: not for you" in error("status", "uniapl-train-1")
+    assert "kubectl" in error("cancel", "uniapl-train-1")
+    (tmp_path / "job.yaml").write_text("kind: Pod\n")
+    assert "job.yaml is no template" in error("submit", "--template", str(tmp_path / "job.yaml"), jobscript(tmp_path))
+    (tmp_path / "kubeconfig").unlink()
+    assert "set KUBECONFIG" in error("submit", jobscript(tmp_path))
+
+
+def test_the_cluster_and_a_command_of_ones_own_are_what_kubernetes_reads(tmp_path: Path):
+    for document in yaml.safe_load_all((PROFILE / "cluster.yaml").read_text()):
+        assert document == as_kubernetes_reads(document), document["kind"]
+    printed = call(tmp_path, "manifest", "--gpus", "8", "--", "uniapl", "doctor", "--scale", "paper")
+    manifest = yaml.safe_load(printed.stdout)
+    assert manifest == as_kubernetes_reads(manifest)
+    pod = manifest["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"] == ["uniapl doctor --scale paper"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_a_preempted_pod_lets_its_stage_save(tmp_path: Path):
+    (tmp_path / "stage.py").write_text(STAGE)
+    # As in a rule: the stage is neither the shell's last word nor alone in its pipe.
+    script = f"{sys.executable} {tmp_path}/stage.py 2>&1 | tee -i {tmp_path}/log; exit 1"
+    pod = subprocess.Popen(
+        [sys.executable, "-m", "uniapl.kubernetes_jobs", "run", script], cwd=REPOSITORY,
+        env=environment(tmp_path, REPOSITORY),
+    )  # fmt: skip
+    log = tmp_path / "log"
+    deadline = time.monotonic() + 30
+    while not (log.exists() and log.read_text() == "training\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pod.send_signal(signal.SIGTERM)
+    assert pod.wait(timeout=20) == REQUEUE_EXIT_CODE
+    assert log.read_text().splitlines()[-1] == "saved"
+
+
+def test_a_pod_leaves_with_its_jobs_exit_code(tmp_path: Path):
+    assert [call(tmp_path, "run", script).returncode for script in ("true", "exit 3")] == [0, 3]
