@@ -25,6 +25,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,19 +37,23 @@ import yaml
 from uniapl import leases
 from uniapl.entry import REQUEUE_EXIT_CODE, run_guarded
 from uniapl.layers import CONFIG, read_yaml
+from uniapl.provenance import content_hash
 
 TEMPLATE = CONFIG.parent / "profiles" / "kubernetes" / "job.yaml"
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # in every pod that may use the API
 GPU = "nvidia.com/gpu"
 REQUEST_SECONDS = 30
+POLL_SECONDS = 2.0
+LEAVE_SECONDS = 900.0  # how long a deleted job's pod is waited for; job.yaml gives it 600 to save
 INSTALL = "profiles/kubernetes/config.yaml says how to install it"
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What one job asks for. `memory_mb` in 10^6 bytes, as Snakemake counts them."""
+    """What one job is and asks for. `key` names it in its folder; `memory_mb` is in 10^6 bytes, as Snakemake counts."""
 
     rule: str
+    key: str
     cpus: int
     memory_mb: int
     gpus: int = 0
@@ -71,6 +76,7 @@ def job_of(jobscript: Path) -> tuple[Needs, str]:
     resources = properties["resources"]
     needs = Needs(
         rule=properties.get("rule") or "group",
+        key=content_hash([str(Path.cwd()), *sorted(properties["output"])]),
         cpus=int(properties["threads"]),
         memory_mb=int(resources["mem_mb"]),
         gpus=int(resources.get("gpu", 0)),
@@ -96,7 +102,7 @@ def filled(template: dict[str, Any], needs: Needs, script: str, *, directory: Pa
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"job.yaml is no template of a Job: {error!r}; start from the repository's own") from None
     rule = re.sub(r"[^a-z0-9]+", "-", needs.rule.lower()).strip("-")[:40]
-    metadata["name"] = f"uniapl-{rule}-{secrets.token_hex(4)}"
+    metadata["name"] = f"uniapl-{rule}-{needs.key}"
     labels = [metadata.setdefault("labels", {})]
     labels.append(manifest["spec"]["template"].setdefault("metadata", {}).setdefault("labels", {}))
     for each in labels:
@@ -127,11 +133,12 @@ def cluster() -> tuple[Any, str]:
     except ImportError:
         raise ValueError(f"the package kubernetes is not installed; {INSTALL}") from None
     try:
-        if NAMESPACE.exists() and not os.environ.get("KUBECONFIG"):
+        file = os.environ.get("KUBECONFIG")
+        if NAMESPACE.exists() and not file:
             config.load_incluster_config()
             return client.BatchV1Api(), NAMESPACE.read_text(encoding="utf-8").strip()
-        config.load_kube_config()
-        _, context = config.list_kube_config_contexts()
+        config.load_kube_config(file)
+        _, context = config.list_kube_config_contexts(file)
         return client.BatchV1Api(), context["context"].get("namespace", "default")
     except config.ConfigException as error:
         raise ValueError(
@@ -141,7 +148,7 @@ def cluster() -> tuple[Any, str]:
 
 
 def asked(question: Callable[[], Any]) -> tuple[Any, str, int]:
-    """What the cluster answers, or why it does not: (answer, "", 200) or (None, reason, HTTP status; 0 if unreached)."""
+    """What the cluster answers, or why not: (answer, "", 200) or (None, reason, HTTP status; 0 if not reached)."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -158,14 +165,52 @@ def asked(question: Callable[[], Any]) -> tuple[Any, str, int]:
 
 
 def submit(jobscript: Path, *, template: Path) -> None:
-    """Post a job and print its name. Raise ValueError where the cluster does not take it."""
+    """Post a job and print its name. Raise ValueError where the cluster does not take it.
+
+    The name follows from what the job makes, so the cluster never holds it twice: a job that an earlier Snakemake left
+    running is taken over, one that ended is replaced, and one that was cancelled is waited for until its pod has saved.
+    """
     needs, script = job_of(jobscript)
     manifest = filled(read_yaml(template), needs, script, directory=Path.cwd())
+    name = manifest["metadata"]["name"]
     jobs, namespace = cluster()
-    _, reason, _ = asked(lambda: jobs.create_namespaced_job(namespace, manifest, _request_timeout=REQUEST_SECONDS))
-    if reason:
-        raise ValueError(f"the cluster does not take a job of {needs.rule} in namespace {namespace}: {reason}")
-    print(manifest["metadata"]["name"])
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while True:
+        _, reason, code = asked(
+            lambda: jobs.create_namespaced_job(namespace, manifest, _request_timeout=REQUEST_SECONDS)
+        )
+        if not reason:
+            break
+        if code != 409:
+            raise ValueError(f"the cluster does not take a job of {needs.rule} in namespace {namespace}: {reason}")
+        present, _, _ = asked(
+            lambda: jobs.read_namespaced_job_status(name, namespace, _request_timeout=REQUEST_SECONDS)
+        )
+        if present is not None and not present.metadata.deletion_timestamp:
+            if not ended(present):
+                print(f"job {name} runs already and is taken over", file=sys.stderr)
+                break
+            delete(jobs, name, namespace)
+        if time.monotonic() > deadline:
+            raise ValueError(f"job {name} does not go away; kubectl -n {namespace} describe job {name} says why")
+        time.sleep(POLL_SECONDS)
+    print(name)
+
+
+def ended(job: Any) -> str:
+    """`Complete` or `Failed`; empty while it runs."""
+    kinds = {condition.type for condition in job.status.conditions or [] if condition.status == "True"}
+    return next((kind for kind in ("Failed", "Complete") if kind in kinds), "")
+
+
+def delete(jobs: Any, name: str, namespace: str) -> tuple[str, int]:
+    """Delete a job, which stays until its pod is gone; the reason why not, and the HTTP status."""
+    _, reason, code = asked(
+        lambda: jobs.delete_namespaced_job(
+            name, namespace, propagation_policy="Foreground", _request_timeout=REQUEST_SECONDS
+        )
+    )
+    return reason, code
 
 
 def status(name: str) -> None:
@@ -186,10 +231,9 @@ def status(name: str) -> None:
     elif reason:
         raise ValueError(f"the cluster does not say how job {name} stands: {reason}")
     else:
-        ended = {condition.type for condition in job.status.conditions or [] if condition.status == "True"}
-        if "Failed" in ended:
+        if ended(job) == "Failed":
             print(f"job {name} failed; kubectl -n {namespace} logs job/{name}", file=sys.stderr)
-        print("success" if "Complete" in ended else "failed" if "Failed" in ended else "running")
+        print({"Complete": "success", "Failed": "failed"}.get(ended(job), "running"))
 
 
 def cancel(names: Sequence[str]) -> None:
@@ -197,11 +241,7 @@ def cancel(names: Sequence[str]) -> None:
     jobs, namespace = cluster()
     stayed = []
     for name in names:
-        _, reason, code = asked(
-            lambda name=name: jobs.delete_namespaced_job(
-                name, namespace, propagation_policy="Background", _request_timeout=REQUEST_SECONDS
-            )
-        )
+        reason, code = delete(jobs, name, namespace)
         if reason and code != 404:
             stayed.append(f"{name} ({reason})")
     if stayed:
@@ -263,7 +303,7 @@ def main(arguments: list[str]) -> None:
     elif options.command == "cancel":
         cancel(options.names)
     elif options.command == "manifest":
-        needs = Needs("command", options.cpus, options.memory_mb, options.gpus)
+        needs = Needs("command", secrets.token_hex(4), options.cpus, options.memory_mb, options.gpus)
         script, directory = shlex.join(options.words), options.directory
         print(yaml.safe_dump(filled(read_yaml(options.template), needs, script, directory=directory), sort_keys=False))
     else:

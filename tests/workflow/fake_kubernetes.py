@@ -20,12 +20,13 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Cluster:
-    """The state of the cluster. `environment` is what an image brings; with `refusal` every request gets that status."""
+    """The state of the cluster. `environment` is what an image brings; `refusal`, if any, is every request's status."""
 
     environment: Mapping[str, str]
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # verb, resource, namespace
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
     refusal: int = 0
     url: str = ""
 
@@ -38,6 +39,13 @@ class Cluster:
             env={**self.environment, **{each["name"]: each["value"] for each in container["env"]}},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+
+    def present(self, name: str) -> bool:
+        """A job that was deleted stays until its pod is gone, as after a deletion in the foreground."""
+        if name in self.deleted and self.pods[name].poll() is not None:
+            self.deleted.discard(name)
+            del self.manifests[name]
+        return name in self.manifests
 
     def status(self, name: str) -> dict[str, Any]:
         """As the job controller writes it."""
@@ -56,9 +64,7 @@ class Cluster:
         named = {
             "clusters": [{"name": "fake", "cluster": {"server": self.url}}],
             "users": [{"name": "somebody", "user": {"token": token}}],
-            "contexts": [
-                {"name": "here", "context": {"cluster": "fake", "user": "somebody", "namespace": namespace}}
-            ],
+            "contexts": [{"name": "here", "context": {"cluster": "fake", "user": "somebody", "namespace": namespace}}],
         }
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "here", **named}))
         return path
@@ -87,13 +93,21 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(self.cluster.refusal, {"kind": "Status", "message": f"{resource}: not for you"})
         elif verb == "create" and resource == "jobs":
             manifest = json.loads(body)
+            name = manifest["metadata"]["name"]
+            if self.cluster.present(name):
+                self.answer(409, {"kind": "Status", "message": f'jobs.batch "{name}" already exists'})
+                return
             self.cluster.create(manifest)
             self.answer(201, manifest)
-        elif name not in self.cluster.manifests:
+        elif not self.cluster.present(name):
             self.answer(404, {"kind": "Status", "message": f'jobs.batch "{name}" not found'})
         elif verb == "get" and resource == "jobs/status":
-            self.answer(200, self.cluster.manifests[name] | {"status": self.cluster.status(name)})
+            manifest = self.cluster.manifests[name]
+            leaving = {"deletionTimestamp": "2026-01-01T00:00:00Z"} if name in self.cluster.deleted else {}
+            metadata = manifest["metadata"] | leaving
+            self.answer(200, manifest | {"metadata": metadata, "status": self.cluster.status(name)})
         elif verb == "delete" and resource == "jobs":
+            self.cluster.deleted.add(name)
             self.cluster.pods[name].terminate()
             self.answer(200, {"kind": "Status", "status": "Success"})
         else:

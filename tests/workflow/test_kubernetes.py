@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import yaml
 
 from tests.workflow.conftest import REPOSITORY, copy_project
 from tests.workflow.fake_kubernetes import Cluster, serving
-from uniapl.entry import REQUEUE_EXIT_CODE
+from uniapl import kubernetes_jobs
+from uniapl.entry import REQUEUE_EXIT_CODE, run_guarded
 
 pytest.importorskip("kubernetes", reason="needs the package kubernetes (requirements/test.txt)")
 pytest.importorskip(
@@ -44,31 +44,51 @@ time.sleep(60)
 """
 
 
+# Pods and submitters find this interpreter as `python`.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    with serving(os.environ | {"PATH": path, "PYTHONPATH": ""}) as served:
-        served.kubeconfig(tmp_path / "kubeconfig", namespace=NAMESPACE, token=KUBECONFIG_TOKEN)
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster, and an environment of who submits to it: its address, and secrets that must stay where they are."""
+    with serving(os.environ | {"PATH": PATH, "PYTHONPATH": ""}) as served:
+        kubeconfig = served.kubeconfig(tmp_path / "kubeconfig", namespace=NAMESPACE, token=KUBECONFIG_TOKEN)
+        for name, value in (SECRETS | {"KUBECONFIG": str(kubeconfig), "PATH": PATH}).items():
+            monkeypatch.setenv(name, value)
         yield served
 
 
-def environment(folder: Path, project: Path) -> dict[str, str]:
-    """Of who submits: the cluster's address, and secrets that must stay where they are."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return os.environ | SECRETS | {"KUBECONFIG": str(folder / "kubeconfig"), "PYTHONPATH": str(project), "PATH": path}
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Calls one of the profile's commands, in this process."""
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(kubernetes_jobs, "POLL_SECONDS", 0.1)
+
+    def called(*words: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = 0
+        try:
+            run_guarded(lambda: kubernetes_jobs.main(list(words)))
+        except SystemExit as left:
+            code = int(left.code or 0)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, printed.out, printed.err)
+
+    return called
 
 
-def call(folder: Path, *words: str, directory: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run one of the profile's commands."""
-    return subprocess.run(
-        [sys.executable, "-m", "uniapl.kubernetes_jobs", *words], cwd=directory or REPOSITORY,
-        env=environment(folder, REPOSITORY), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def snakemake(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake with the profile."""
+    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/kubernetes", *words]
+    environment = os.environ | {"PYTHONPATH": str(project)}
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
 def jobscript(folder: Path, *, rule: str = "train", command: str = "true", **resources: int) -> str:
     """A job script as Snakemake writes it."""
-    properties = {"rule": rule, "threads": 4, "resources": {"mem_mb": 2000} | resources}
+    properties = {"rule": rule, "output": [f"{rule}.json"], "threads": 4, "resources": {"mem_mb": 2000} | resources}
     path = folder / "snakejob.sh"
     path.write_text(f"#!/bin/sh\n# properties = {json.dumps(properties)}\ncd {folder} && {command}\n")
     return str(path)
@@ -96,10 +116,7 @@ def test_a_job_of_the_study_runs_in_the_cluster(tmp_path: Path, cluster: Cluster
     project = copy_project(tmp_path / "project")
     words = ["runs", "--until", "data", "--config", "scale=smoke", "models=tiny_qwen3", "methods=sft"]
     quick = ["--seconds-between-status-checks", "1", "--set-resources", "data:gpu=2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--profile", "profiles/kubernetes", *words, *quick],
-        cwd=project, env=environment(tmp_path, project), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = snakemake(project, *words, *quick)
     assert done.returncode == 0, (done.stdout + done.stderr + cluster.logs())[-6000:]
     assert len(list(project.glob("results/smoke/data/*/manifest.json"))) == 1
     (manifest,) = cluster.manifests.values()
@@ -132,21 +149,23 @@ def test_a_job_of_the_study_runs_in_the_cluster(tmp_path: Path, cluster: Cluster
     assert {namespace for *_, namespace in cluster.requests} == {NAMESPACE}
 
 
-def test_the_paper_is_planned_with_the_profile(shared_project: Path, tmp_path: Path):
-    shutil.copytree(PROFILE, shared_project / "profiles" / "kubernetes", dirs_exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--profile", "profiles/kubernetes", "-n",
-         "--config", "scale=paper", "accept_missing=true"],
-        cwd=shared_project, env=environment(tmp_path, shared_project), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_the_paper_is_planned_with_the_profile(shared_project: Path):
+    done = snakemake(shared_project, "-n", "--config", "scale=paper", "accept_missing=true")
     assert done.returncode == 0, done.stderr
     assert "train_longest" in done.stdout + done.stderr
 
 
-def test_a_job_is_submitted_looked_after_and_cancelled(tmp_path: Path, cluster: Cluster):
+def trains(pod: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    """The pod, once its stage has begun."""
+    assert pod.stdout
+    assert pod.stdout.readline() == "training\n"
+    return pod
+
+
+def test_a_job_is_submitted_looked_after_and_cancelled(tmp_path: Path, cluster: Cluster, call: Call):
     (tmp_path / "stage.py").write_text(STAGE)
     script = jobscript(tmp_path, command=f"PYTHONPATH={REPOSITORY} python stage.py", gpu=0)
-    submitted = call(tmp_path, "submit", script)
+    submitted = call("submit", script)
     assert submitted.returncode == 0, submitted.stderr
     (name,) = cluster.manifests
     assert submitted.stdout == f"{name}\n"
@@ -154,27 +173,47 @@ def test_a_job_is_submitted_looked_after_and_cancelled(tmp_path: Path, cluster: 
     amounts = {"cpu": "4", "memory": "2000M"}
     assert container["resources"] == {"requests": amounts, "limits": amounts}
     assert {"name": "CUDA_VISIBLE_DEVICES", "value": ""} in container["env"]
-    assert call(tmp_path, "status", name).stdout == "running\n"
-    assert call(tmp_path, "cancel", name, "uniapl-gone").returncode == 0
-    assert cluster.pods[name].wait(timeout=20) == REQUEUE_EXIT_CODE
-    failed = call(tmp_path, "status", name)
+    assert call("status", name).stdout == "running\n"
+    first = trains(cluster.pods[name])
+    again = call("submit", script)
+    assert again.stdout == f"{name}\n"
+    assert "taken over" in again.stderr
+    assert cluster.pods[name] is first
+    assert call("cancel", name, "uniapl-gone").returncode == 0
+    # Submitted while the cancelled one is still saving: only one of them is ever there.
+    assert call("submit", script).stdout == f"{name}\n"
+    assert first.returncode == REQUEUE_EXIT_CODE
+    second = trains(cluster.pods[name])
+    assert call("cancel", name).returncode == 0
+    assert second.wait(timeout=20) == REQUEUE_EXIT_CODE
+    gone = call("status", name)
+    assert (gone.returncode, gone.stdout) == (0, "failed\n")
+
+
+def test_a_job_that_failed_is_replaced(tmp_path: Path, cluster: Cluster, call: Call):
+    script = jobscript(tmp_path, command="exit 3")
+    name = call("submit", script).stdout.strip()
+    assert cluster.pods[name].wait(timeout=20) == 3
+    failed = call("status", name)
     assert failed.stdout == "failed\n"
     assert f"kubectl -n {NAMESPACE} logs job/{name}" in failed.stderr
-    gone = call(tmp_path, "status", "uniapl-gone")
-    assert (gone.returncode, gone.stdout) == (0, "failed\n")
+    jobscript(tmp_path, command="true")
+    assert call("submit", script).stdout == f"{name}\n"
+    assert cluster.pods[name].wait(timeout=20) == 0
+    assert call("status", name).stdout == "success\n"
     assert {(verb, resource) for verb, resource, _ in cluster.requests} == allowed()
 
 
-def test_a_cluster_that_does_not_answer_ends_no_job(tmp_path: Path, cluster: Cluster):
+def test_a_cluster_that_does_not_answer_ends_no_job(tmp_path: Path, cluster: Cluster, call: Call):
     cluster.refusal = 503
-    shaken = call(tmp_path, "status", "uniapl-train-1")
+    shaken = call("status", "uniapl-train-1")
     assert (shaken.returncode, shaken.stdout) == (0, "running\n")
     assert "asked again" in shaken.stderr
 
 
-def test_mistakes_are_one_line(tmp_path: Path, cluster: Cluster):
+def test_mistakes_are_one_line(tmp_path: Path, cluster: Cluster, call: Call):
     def error(*words: str) -> str:
-        done = call(tmp_path, *words)
+        done = call(*words)
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()
@@ -194,10 +233,10 @@ def test_mistakes_are_one_line(tmp_path: Path, cluster: Cluster):
     assert "set KUBECONFIG" in error("submit", jobscript(tmp_path))
 
 
-def test_the_cluster_and_a_command_of_ones_own_are_what_kubernetes_reads(tmp_path: Path):
+def test_the_cluster_and_a_command_of_ones_own_are_what_kubernetes_reads(call: Call):
     for document in yaml.safe_load_all((PROFILE / "cluster.yaml").read_text()):
         assert document == as_kubernetes_reads(document), document["kind"]
-    printed = call(tmp_path, "manifest", "--gpus", "8", "--", "uniapl", "doctor", "--scale", "paper")
+    printed = call("manifest", "--gpus", "8", "--", "uniapl", "doctor", "--scale", "paper")
     manifest = yaml.safe_load(printed.stdout)
     assert manifest == as_kubernetes_reads(manifest)
     pod = manifest["spec"]["template"]["spec"]
@@ -212,7 +251,7 @@ def test_a_preempted_pod_lets_its_stage_save(tmp_path: Path):
     script = f"{sys.executable} {tmp_path}/stage.py 2>&1 | tee -i {tmp_path}/log; exit 1"
     pod = subprocess.Popen(
         [sys.executable, "-m", "uniapl.kubernetes_jobs", "run", script], cwd=REPOSITORY,
-        env=environment(tmp_path, REPOSITORY),
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     log = tmp_path / "log"
     deadline = time.monotonic() + 30
@@ -224,5 +263,6 @@ def test_a_preempted_pod_lets_its_stage_save(tmp_path: Path):
     assert log.read_text().splitlines()[-1] == "saved"
 
 
-def test_a_pod_leaves_with_its_jobs_exit_code(tmp_path: Path):
-    assert [call(tmp_path, "run", script).returncode for script in ("true", "exit 3")] == [0, 3]
+def test_a_pod_leaves_with_its_jobs_exit_code(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # SIGTERM stays this process's own
+    assert [kubernetes_jobs.run(script) for script in ("true", "exit 3", "kill -9 $$")] == [0, 3, 137]
