@@ -1,11 +1,10 @@
-"""The container's recipe, as far as it can be checked without building it: it agrees with the files that it stands on."""
+"""The container's recipe, as far as it can be checked without building it: it agrees with what it stands on."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,8 @@ def pods() -> list[dict[str, Any]]:
     """The pod templates of the Kubernetes profile."""
     documents = [yaml.safe_load((PROFILE / "job.yaml").read_text())]
     documents += yaml.safe_load_all((PROFILE / "cluster.yaml").read_text())
-    return [document["spec"]["template"]["spec"] for document in documents if document["kind"] in ("Job", "StatefulSet")]
+    specs = [document["spec"] for document in documents if document["kind"] in ("Job", "StatefulSet")]
+    return [spec["template"]["spec"] for spec in specs]
 
 
 def test_the_base_image_is_named_by_its_version():
