@@ -156,7 +156,7 @@ def asked(question: Callable[[], Any]) -> tuple[Any, str, int]:
         return question(), "", 200
     except ApiException as error:
         try:
-            reason = json.loads(error.body)["message"]
+            reason = json.loads(error.body or "")["message"]
         except (TypeError, ValueError, KeyError):
             reason = str(error.reason)
         return None, reason, int(error.status or 0)
