@@ -255,7 +255,7 @@ def run(script: str) -> int:
     that on. So a process of ours is named as the stages' starter (`leases`) and ended: each stage sees that within a
     second, saves and leaves.
     """
-    starter = subprocess.Popen(["sleep", "infinity"])
+    starter = subprocess.Popen(["cat"], stdin=subprocess.PIPE)  # ends with this process, whatever ends that
     born = psutil.Process(starter.pid).create_time()
     named = {leases.STARTER: leases.Process(starter.pid, platform.node(), born).text()}
     told = []

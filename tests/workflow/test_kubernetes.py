@@ -245,7 +245,8 @@ def test_the_cluster_and_a_command_of_ones_own_are_what_kubernetes_reads(call: C
     assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
 
-def test_a_preempted_pod_lets_its_stage_save(tmp_path: Path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, REQUEUE_EXIT_CODE), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_pod_that_ends_lets_its_stage_save(tmp_path: Path, number: int, code: int):
     (tmp_path / "stage.py").write_text(STAGE)
     # As in a rule: the stage is neither the shell's last word nor alone in its pipe.
     script = f"{sys.executable} {tmp_path}/stage.py 2>&1 | tee -i {tmp_path}/log; exit 1"
@@ -258,9 +259,11 @@ def test_a_preempted_pod_lets_its_stage_save(tmp_path: Path):
     while not (log.exists() and log.read_text() == "training\n"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    pod.send_signal(signal.SIGTERM)
-    assert pod.wait(timeout=20) == REQUEUE_EXIT_CODE
-    assert log.read_text().splitlines()[-1] == "saved"
+    pod.send_signal(number)
+    assert pod.wait(timeout=20) == code
+    while log.read_text().splitlines()[-1] != "saved":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_pod_leaves_with_its_jobs_exit_code(monkeypatch: pytest.MonkeyPatch):
