@@ -26,7 +26,7 @@ rule tables:
         source=ROOT,
         directory=f"{OUTPUT}/tables",
     shell:
-        "python -m uniapl.analysis.tables {params.source:q} --output {params.directory:q} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.analysis.tables {params.source:q} --output {params.directory:q} 2>&1 | logged {log:q}"
 
 
 rule figures:
@@ -44,7 +44,7 @@ rule figures:
         source=ROOT,
         directory=f"{OUTPUT}/figures",
     shell:
-        "python -m uniapl.analysis.figures {params.source:q} --output {params.directory:q} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.analysis.figures {params.source:q} --output {params.directory:q} 2>&1 | logged {log:q}"
 
 
 rule report:
@@ -66,4 +66,4 @@ rule report:
         figures=f"{OUTPUT}/figures",
     shell:
         "python -m uniapl.report {params.source:q} --tables {params.tables:q} --figures {params.figures:q} "
-        "--output {output:q} 2>&1 | tee -i {log:q}"
+        "--output {output:q} 2>&1 | logged {log:q}"

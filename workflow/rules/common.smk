@@ -25,6 +25,10 @@ os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:g
 # Packed micro-batches have ever new lengths, and oneDNN keeps 1,024 kernels of past shapes: 0.1 GB a step, for no speed.
 os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
+# A stage that gets SIGTERM saves before it ends, and so its shell waits for it and its log is written to the end. The
+# name of a rule's log is the argument of `logged`.
+shell.prefix("set -euo pipefail; trap : TERM; logged() {{ trap '' TERM; tee -i \"$1\"; }}; ")
+
 # ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
 try:
     SETTINGS = study_workflow.read_settings(config)

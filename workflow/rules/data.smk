@@ -17,7 +17,7 @@ rule model:
     params:
         options=options("models"),
     shell:
-        "python -m uniapl.models {params.options} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.models {params.options} 2>&1 | logged {log:q}"
 
 
 # AutoIF's prompts, whose verification functions the teacher writes. How it is reached is no reason to ask it again.
@@ -41,7 +41,7 @@ rule autoif:
     params:
         options=options("autoif"),
     shell:
-        "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.autoif {params.options} {TEACHER_ACCESS} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.autoif {params.options} {TEACHER_ACCESS} 2>&1 | logged {log:q}"
 
 
 # Training, development, held-out and IFBench prompts, with their data card.
@@ -60,7 +60,7 @@ rule data:
     params:
         options=options("data"),
     shell:
-        "python -m uniapl.data {params.options} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.data {params.options} 2>&1 | logged {log:q}"
 
 
 # The expert's answers, every one of them verified.
@@ -81,7 +81,7 @@ rule demonstrations:
         options=options("demonstrations"),
     shell:
         "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} {TEACHER_ACCESS} "
-        "2>&1 | tee -i {log:q}"
+        "2>&1 | logged {log:q}"
 
 
 # What tells base answers from the expert's, with its b and tau; fixed afterwards.
@@ -101,4 +101,4 @@ rule discriminator:
     params:
         options=options("discriminator"),
     shell:
-        "{LAUNCH} -m uniapl.discriminator {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.discriminator {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | logged {log:q}"
