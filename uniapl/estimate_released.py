@@ -84,9 +84,10 @@ class ReleasedSpeed:
         """What the hours rest on, a line each."""
         runs, lengths = self.rates["runs"], self.lengths
         return [
-            f"throughput of {shown(self.root)}, measured on {self.hardware}: a training job {runs.sampling:.0f} "
-            f"tokens/s of sampling, {runs.training / 1e9:.0f} GFLOP/s of updates, {runs.scoring / 1e9:.0f} GFLOP/s of forwards; "
-            f"an evaluation {self.rates['evaluate'].sampling:.0f} tokens/s. Another machine has others",
+            f"throughput of {shown(self.root)}, measured on {self.hardware}: a training job "
+            f"{runs.sampling:.0f} tokens/s of sampling, {runs.training / 1e9:.0f} GFLOP/s of updates and "
+            f"{runs.scoring / 1e9:.0f} of forwards; an evaluation {self.rates['evaluate'].sampling:.0f} tokens/s. "
+            f"Another machine has others",
             f"lengths of that study: rollouts {lengths.answer_share:.0%} of the cap, evaluated answers "
             f"{lengths.evaluation_share:.0%}, demonstrations {lengths.demonstration_share:.0%}; where only rewards "
             f"decide, {lengths.trained_share:.0%} of the rollouts' tokens have a gradient",

@@ -199,9 +199,7 @@ def price_line(teacher: EndpointSpec, asked: Asked) -> str:
             )
             if value is None
         ]
-        return (
-            f"price not stated: multiply by your provider's, or set {', '.join(missing)} (prices of a million tokens)"
-        )
+        return f"price not stated: multiply by your provider's, or set {', '.join(missing)} (of a million tokens)"
     price = (asked.prompt_tokens * access.prompt_price + asked.completion_tokens * access.completion_price) / 1e6
     most = price * asked.most / asked.requests
     return (

@@ -265,14 +265,12 @@ class Judge:
     ) -> float:
         """Operations that score each prompt's candidates against each of its references; lengths in tokens."""
         if self.is_polar:
-            rows, ahead = prompts * references, prompt + reference
-            behind, number = prompt + answer, candidates
+            rows, ahead, behind = prompts * references, prompt + reference, [(candidates, prompt + answer)]
         else:
-            rows, ahead = prompts, prompt
-            behind, number = answer, candidates + references * reference / answer
-        positions = rows * (ahead + number * behind)
-        pairs = rows * (causal_pairs(0, ahead) + number * causal_pairs(ahead, behind))
-        return self.network.forward_flops(positions=positions, predicted=0, pairs=pairs)
+            rows, ahead, behind = prompts, prompt, [(references, reference), (candidates, answer)]
+        positions = rows * (ahead + sum(number * length for number, length in behind))
+        pairs = causal_pairs(0, ahead) + sum(number * causal_pairs(ahead, length) for number, length in behind)
+        return self.network.forward_flops(positions=positions, predicted=0, pairs=rows * pairs)
 
 
 def drafts_of_prompt(teacher: TeacherSpec) -> int:

@@ -20,7 +20,16 @@ from uniapl.estimate_disk import disk_of
 from uniapl.estimate_jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS, num_orders
 from uniapl.estimate_released import read_released_speed
 from uniapl.estimate_speed import LAYER_SECONDS, Engine, GPUSpeed, Throughput, read_bench
-from uniapl.estimate_study import RELEASED, Estimate, Options, estimate, plan_of, read_overrides, speed_of, teacher_lines
+from uniapl.estimate_study import (
+    RELEASED,
+    Estimate,
+    Options,
+    estimate,
+    plan_of,
+    read_overrides,
+    speed_of,
+    teacher_lines,
+)
 from uniapl.estimate_work import (
     DEFAULT_NEW_TOKENS,
     MIXTURES,
@@ -45,9 +54,7 @@ TINY = Shape(
     layers=2, hidden=8, heads=2, kv_heads=1, head_dim=4, intermediate=16, vocabulary=32, tied=True, head_norms=True
 )
 NETWORK = Network.of(TINY)
-LENGTHS = Lengths(
-    prompt_tokens=2, answer_share=0.5, evaluation_share=0.5, demonstration_share=0.25, trained_share=0.5
-)
+LENGTHS = Lengths(prompt_tokens=2, answer_share=0.5, evaluation_share=0.5, demonstration_share=0.25, trained_share=0.5)
 TRAIN = TrainSpec.model_validate({"micro_batch_tokens": 64, "probe_every": 2})
 JUDGE = Judge(Network.of(TINY, layers=1, head=False), is_polar=False)
 
@@ -77,7 +84,9 @@ def test_one_step_of_a_tiny_stage_by_hand():
     # UniAPL, answers of 4, demonstrations of 2, prompts of 2. Two rows of a prompt and 3 answers: 2 x (2 + 12) = 28
     # positions; 5 demonstrations: 5 x (2 + 2) = 20. Predicted 24 + 10. A prompt has 3 pairs, an answer 4 x 2 + 10 = 18,
     # a demonstration 10: 2 x 3 + 6 x 18 + 5 x 10 = 164.
-    step = update_step(NETWORK, stage(mu=0.1, lambda_adv=0.2), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS)
+    step = update_step(
+        NETWORK, stage(mu=0.1, lambda_adv=0.2), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS
+    )
     assert (step.positions, step.predicted) == (48, 34)
     assert step.flops == 3 * (2 * 1152 * 48 + 2 * 256 * 34 + 4 * 16 * 164)
     # GRPO alone: half of the groups have a gradient. SFT alone: the demonstrations.
@@ -104,7 +113,7 @@ def test_a_run_scores_where_its_terms_and_probes_want_it():
     # weights. Pairs by prompt: 3 + 2 x 2 + 3 and 3 (4 x 2 + 10) = 64. Width of the queries in one layer: 8.
     judged = 2 * 576 * 32 + 4 * 8 * 128
     assert JUDGE.flops(prompts=2, references=1, candidates=3, prompt=2, reference=2, answer=4) == judged
-    # A probe, at steps 0, 2 and 3, runs 6 rollouts of 2 + 4 through two models and 8 demonstrations of 2 + 2 through one.
+    # A probe, at steps 0, 2 and 3: 6 rollouts of 2 + 4 through two models, 8 demonstrations of 2 + 2 through one.
     rollout = 2 * 1152 * 6 + 2 * 256 * 4 + 4 * 16 * 21
     demonstration = 2 * 1152 * 4 + 2 * 256 * 2 + 4 * 16 * 10
     probe = 12 * rollout + 8 * demonstration
@@ -216,7 +225,7 @@ def test_a_method_that_was_not_measured_is_estimated_within_a_third(tmp_path: Pa
 
 
 def test_without_a_released_study_a_cpu_has_no_throughput(tmp_path: Path):
-    with pytest.raises(ConfigError, match="no released study with runs.*give --gpus"):
+    with pytest.raises(ConfigError, match=r"no released study with runs.*give --gpus"):
         read_released_speed(tmp_path)
 
 
@@ -327,10 +336,12 @@ def test_a_bench_file_goes_before_assumptions(tmp_path: Path):
     assert (throughputs["qwen3_0_6b"].training, throughputs["qwen3_0_6b"].sampling) == (8192.0, 3000.0)
     assumed, measured = found("paper", gpus=8), found("paper", gpus=8, bench=file)
     for old, new in zip(assumed.lines, measured.lines, strict=True):
-        changed = "qwen3_0_6b" in old.what and old.rule in ("runs", "demonstrations") or old.rule == "evaluate"
+        changed = old.rule == "evaluate" or ("qwen3_0_6b" in old.what and old.rule in ("runs", "demonstrations"))
         assert (old.job_seconds != new.job_seconds) == changed, old.what
     said = " ".join(measured.speed.assumptions())
-    assert "qwen3_0_6b: 8,192 tokens/s of training and 3,000 tokens/s of sampling on each GPU, measured by bench" in said
+    assert (
+        "qwen3_0_6b: 8,192 tokens/s of training and 3,000 tokens/s of sampling on each GPU, measured by bench" in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -372,7 +383,7 @@ def command(*words: str) -> Any:
         (["--scale", "paper", "--config", "stepz=1"], "stepz"),
         (["--model", "qwen3_4b", "--config", "ranks=2"], "--config ranks: --model and --gpus say it"),
         (["--scale", "laptop", "--answer-share", "0.5"], "--answer-share is of GPUs"),
-        (["--scale", "paper", "--tokens-per-second-train", "5"], "are of one model, the study has qwen3_0_6b, qwen3_4b"),
+        (["--scale", "paper", "--tokens-per-second-train", "5"], "of one model, the study has qwen3_0_6b, qwen3_4b"),
         (["--scale", "paper", "--bench", "nothing.json"], "--bench nothing.json: No such file"),
         (["--scale", "paper", "--gpu", "4090"], "qwen3_0_6b needs"),
     ],
