@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from uniapl.config import ConfigError, EditorSpec, ModelSpec, StageSpec, Study, VLLMSpec
 from uniapl.estimate import BYTES, sampler_memory
 from uniapl.estimate_speed import Engine, Speed
+from uniapl.estimate_teacher import Asked, asked_of, num_orders
 from uniapl.estimate_work import (
     MIXTURES,
     EvaluationWork,
@@ -25,7 +26,6 @@ from uniapl.plan import Plan, Run, in_share
 from uniapl.shapes import find_shape
 from uniapl.workflow import jobs_at_once
 
-TEACHER_PASSES = 0.8  # assumed: the share of a chat teacher's answers that pass all verifiers and are whole
 # Of rollouts.py (a step's) and teachers/drafts.py, which cannot be imported here; a test compares them.
 KEPT_ROLLOUTS, DRAFTS_PER_CALL = 8, 512
 COPIES = 4  # of a demonstration: the answers' file, all answers with verdicts, what counts of it and its original
@@ -48,26 +48,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a chat teacher is asked for all students together, who share its answers."""
-
-    orders: int
-    rounds: tuple[float, ...]  # requests of each round: orders that no answer has passed for yet
-    prompt_tokens: float
-    completion_tokens: float
-
-    @property
-    def requests(self) -> float:
-        """Expected; each order needs at least one."""
-        return sum(self.rounds)
-
-    @property
-    def most(self) -> int:
-        """Where no answer ever passes."""
-        return self.orders * len(self.rounds)
-
-
-@dataclass(frozen=True)
 class Networks:
     """The networks of one student: its own and its discriminator's."""
 
@@ -86,23 +66,6 @@ class Place:
     def one(self) -> int:
         """GPUs of a job that takes one where there is one."""
         return min(1, self.gpus)
-
-
-def asked_of(study: Study, lengths: Lengths) -> Asked | None:
-    """The requests to a chat teacher; None where the editor makes the demonstrations."""
-    teacher = study.teacher
-    if isinstance(teacher, EditorSpec):
-        return None
-    orders = num_orders(study)
-    rounds = tuple(orders * (1 - TEACHER_PASSES) ** index for index in range(teacher.num_samples))
-    answer = lengths.demonstration_share * study.data.max_new_tokens
-    return Asked(orders, rounds, sum(rounds) * lengths.prompt_tokens, sum(rounds) * answer)
-
-
-def num_orders(study: Study) -> int:
-    """Demonstrations that are ordered, as `teachers.drafts.orders`."""
-    data = study.data
-    return data.num_policy + data.num_heldout + 2 * (data.num_discriminator + data.num_discriminator_test)
 
 
 def networks_of(study: Study, model: ModelSpec) -> Networks:
@@ -143,10 +106,12 @@ def jobs_of(plan: Plan, speed: Speed, place: Place) -> list[Job]:
     def on_the_host(rule: str, what: str = "") -> Job:  # too little to say anything of, where GPUs are counted
         return Job(rule, what, None if place.gpus else speed.start_seconds(rule))
 
+    asked = {one.rule: one for one in asked_of(plan.study, speed.lengths)}
     return [
+        *_autoif(plan, speed, place, asked.get("autoif")),
         on_the_host("data"),
         *(on_the_host("models", name) for name in plan.models),
-        *_demonstrations(plan, speed, place, networks),
+        *_demonstrations(plan, speed, place, networks, asked.get("demonstrations")),
         *_discriminators(plan, speed, place, networks),
         *(_run(plan, run, speed, place, networks[run.model]) for run in plan.runs),
         *_evaluations(plan, speed, place, networks),
@@ -167,44 +132,65 @@ def _engine(plan: Plan, model: ModelSpec, place: Place, *, ranks: int) -> Engine
     return Engine(number, each, study.sampler.max_sequences, float(each * memory.kv_cache))
 
 
-def _demonstrations(plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks]) -> Iterator[Job]:
-    """The teacher's answers, in the first student's job, and each base model's drafts."""
-    study, teacher, lengths = plan.study, plan.study.teacher, speed.lengths
-    cap, data, rule = study.data.max_new_tokens, study.data, "demonstrations"
-    asked = asked_of(study, lengths)
-    if isinstance(teacher, EditorSpec):
-        orders, each = num_orders(study), teacher.num_samples
-    else:
-        orders, each = data.num_discriminator + data.num_discriminator_test, drafts_of_prompt(teacher)
-    gpus = teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) and place.gpus else place.one
+def _teacher_gpus(study: Study, place: Place) -> int:
+    """GPUs of a job that asks the teacher. Raise ConfigError where there are fewer."""
+    if not isinstance(study.teacher, VLLMSpec) or not place.gpus:
+        return place.one
+    gpus = study.teacher.access.tensor_parallel
     if gpus > place.gpus:
         raise ConfigError(
             f"teacher.access.tensor_parallel = {gpus} is more than --gpus {place.gpus}; lower it, or choose a teacher "
             f"behind an endpoint"
         )
+    return gpus
+
+
+def _autoif(plan: Plan, speed: Speed, place: Place, asked: Asked | None) -> Iterator[Job]:
+    """AutoIF's prompts, where the study has them; an endpoint's time is not known."""
+    if plan.autoif is None:
+        return
+    teacher, seconds = plan.study.teacher, None
+    if asked is not None and isinstance(teacher, VLLMSpec):
+        gpus = _teacher_gpus(plan.study, place)
+        seconds = _local_teacher_seconds(teacher, asked, speed, place) + speed.start_seconds("autoif")
+        yield Job("autoif", "", seconds, gpus, requests=asked.requests, text_tokens=2 * asked.completion_tokens)
+    else:
+        requests, texts = (asked.requests, 2 * asked.completion_tokens) if asked else (0.0, 0.0)
+        yield Job("autoif", "", None, requests=requests, text_tokens=texts)
+
+
+def _demonstrations(
+    plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks], asked: Asked | None
+) -> Iterator[Job]:
+    """The teacher's answers, in the first student's job, and each base model's drafts."""
+    study, teacher, lengths = plan.study, plan.study.teacher, speed.lengths
+    cap, data, rule = study.data.max_new_tokens, study.data, "demonstrations"
+    if isinstance(teacher, EditorSpec):
+        orders, each = num_orders(study), teacher.num_samples
+    else:
+        orders, each = data.num_discriminator + data.num_discriminator_test, drafts_of_prompt(teacher)
     for number, model in enumerate(study.models):
         at_once = min(DRAFTS_PER_CALL, each * orders)
         drafts = Sampling(
             networks[model.name].own, at_once / each, at_once, lengths.prompt_tokens, lengths.answer_share * cap, cap,
             times=each * orders / at_once,
         )  # fmt: skip
-        first, generated = asked is not None and number == 0, 0.0
-        seconds = speed.start_seconds(rule)
+        asks = asked if number == 0 else None  # the next student finds the answers
+        seconds, generated = speed.start_seconds(rule), 0.0
         if teacher.drafts == "model":
             engine = _engine(plan, model, place, ranks=1)
             seconds += speed.sampling_seconds(rule, model.name, drafts, engine)
             generated = drafts.tokens
+        if asks is not None and isinstance(teacher, VLLMSpec):
+            seconds += _local_teacher_seconds(teacher, asks, speed, place)
         texts = (asked.completion_tokens if asked else orders * lengths.demonstration_share * cap) + generated
-        if first and isinstance(teacher, VLLMSpec):
-            assert asked is not None
-            seconds += _local_teacher_seconds(teacher, asked, speed, place, cap=cap)
         yield Job(
-            rule, model.name, seconds, gpus, generated, requests=asked.requests if asked and first else 0.0,
-            text_tokens=COPIES * texts,
+            rule, model.name, seconds, _teacher_gpus(study, place), generated,
+            requests=asks.requests if asks else 0.0, text_tokens=COPIES * texts,
         )  # fmt: skip
 
 
-def _local_teacher_seconds(teacher: VLLMSpec, asked: Asked, speed: Speed, place: Place, *, cap: int) -> float:
+def _local_teacher_seconds(teacher: VLLMSpec, asked: Asked, speed: Speed, place: Place) -> float:
     """Seconds in which a teacher that the job serves itself answers all. Raise ConfigError where it does not fit."""
     network, access = teacher_network(teacher), teacher.access
     if place.gpu_bytes is None:
@@ -216,11 +202,13 @@ def _local_teacher_seconds(teacher: VLLMSpec, asked: Asked, speed: Speed, place:
             f"GPUs of {place.gpu_bytes / 2**30:g} GiB; raise it"
         )
     engine = Engine(1, access.tensor_parallel, access.concurrency, room)
-    answer, prompt = asked.completion_tokens / asked.requests, asked.prompt_tokens / asked.requests
-    return sum(
-        speed.sampling_seconds("demonstrations", teacher.name, Sampling(network, n, n, prompt, answer, cap), engine)
-        for n in asked.rounds
-    )
+    return math.fsum(
+        speed.sampling_seconds(
+            asked.rule, teacher.name,
+            Sampling(network, one.number, one.number, one.prompt_tokens, one.completion_tokens, one.cap), engine,
+        )
+        for one in asked.parts
+    )  # fmt: skip
 
 
 def _discriminators(plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks]) -> Iterator[Job]:

@@ -20,7 +20,7 @@ from uniapl.config import (
     StageSpec,
     TrainSpec,
 )
-from uniapl.estimate_speed import ASSUMED_LENGTHS, Engine
+from uniapl.estimate_speed import GENERATED_PROMPT_TOKENS, Engine
 from uniapl.estimate_work import (
     Judge,
     Lengths,
@@ -182,7 +182,7 @@ def _lengths(runs: Sequence[ReleasedRun], evaluations: Sequence[Path], data: Dat
         )
         generated += manifest["tokens_generated"]
     return Lengths(
-        prompt_tokens=ASSUMED_LENGTHS.prompt_tokens,
+        prompt_tokens=GENERATED_PROMPT_TOKENS,
         answer_share=_count(drawn, "tokens_generated") / (sum(run.answers for run in drawn) * data.max_new_tokens),
         evaluation_share=generated / capped,
         demonstration_share=_count(sft, "tokens_trained")

@@ -25,8 +25,9 @@ LAYER_SECONDS = (
 )
 PUSH_BYTES_PER_SECOND = 20e9
 START_SECONDS = 180.0
+GENERATED_PROMPT_TOKENS = 61.0  # mean of 400 prompts, rendered, counted with SmolLM2's tokenizer
 ASSUMED_LENGTHS = Lengths(
-    prompt_tokens=61.0,  # mean of 400 generated prompts, rendered, counted with SmolLM2's tokenizer
+    prompt_tokens=100.0,  # AutoIF's and IF-RLVR's are longer than generated ones
     answer_share=0.5, evaluation_share=0.5, demonstration_share=0.5, trained_share=1.0,
 )  # fmt: skip
 

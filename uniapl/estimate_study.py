@@ -20,10 +20,18 @@ from rich.table import Table
 
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, VLLMSpec
 from uniapl.estimate_disk import SPARE_BYTES, Disk, disk_of
-from uniapl.estimate_jobs import TEACHER_PASSES, Asked, Job, Place, asked_of, jobs_of, wall_seconds
+from uniapl.estimate_jobs import Job, Place, jobs_of, wall_seconds
 from uniapl.estimate_released import read_released_speed
 from uniapl.estimate_speed import ASSUMED_LENGTHS, GPUSpeed, Speed, Throughput, read_bench
 from uniapl.estimate_table import print_table, refuse, rows_of, show_model
+from uniapl.estimate_teacher import (
+    CHECKED_INSTRUCTIONS,
+    NEW_INSTRUCTIONS,
+    TEACHER_PASSES,
+    Asked,
+    asked_of,
+    totals,
+)
 from uniapl.estimate_work import TASKS
 from uniapl.gpus import find_gpu
 from uniapl.layers import CONFIG, load_study, merge
@@ -80,7 +88,7 @@ class Estimate:
     place: Place
     speed: Speed
     lines: tuple[Line, ...]
-    asked: Asked | None
+    asked: tuple[Asked, ...]
     disk: Disk
 
     def total(self, name: str) -> float:
@@ -201,7 +209,10 @@ def price_line(teacher: EndpointSpec, asked: Asked) -> str:
         ]
         return f"price not stated: multiply by your provider's, or set {', '.join(missing)} (of a million tokens)"
     price = (asked.prompt_tokens * access.prompt_price + asked.completion_tokens * access.completion_price) / 1e6
-    most = price * asked.most / asked.requests
+    most = math.fsum(
+        one.most * (one.prompt_tokens * access.prompt_price + one.completion_tokens * access.completion_price) / 1e6
+        for one in asked.parts
+    )
     return (
         f"price {price:,.2f} expected, {most:,.2f} at most, at {access.prompt_price:g} and {access.completion_price:g} "
         f"for a million prompt and completion tokens ({access.price_source}, {access.price_date})"
@@ -210,21 +221,27 @@ def price_line(teacher: EndpointSpec, asked: Asked) -> str:
 
 def teacher_lines(found: Estimate) -> list[str]:
     """What is asked of the teacher, and its price."""
-    teacher, asked = found.plan.study.teacher, found.asked
-    if asked is None or isinstance(teacher, EditorSpec):
+    study, teacher = found.plan.study, found.plan.study.teacher
+    if isinstance(teacher, EditorSpec):
         return ["teacher: the editor, which asks nobody"]
     name = teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
     lines = [
-        f"teacher {name}: {asked.requests:,.0f} requests expected where {TEACHER_PASSES:.0%} of its answers pass "
-        f"(assumed), {asked.orders:,} to {asked.most:,} in any case; {count(asked.prompt_tokens)} prompt and "
-        f"{count(asked.completion_tokens)} completion tokens expected. All students share its answers",
+        f"{one.rule} asks {name}: {one.requests:,.0f} requests expected, {one.least:,.0f} to {one.most:,.0f} in any "
+        f"case; {count(one.prompt_tokens)} prompt and {count(one.completion_tokens)} completion tokens expected"
+        for one in found.asked
     ]
     if isinstance(teacher, EndpointSpec):
-        lines.append(price_line(teacher, asked))
+        lines.append(price_line(teacher, totals(found.asked)))
         lines.append(
             "the endpoint's own GPUs and the time it takes are not counted; teacher=qwen3_235b_vllm, which the job "
             "serves itself, is"
         )
+    lines.append(f"assumed: {TEACHER_PASSES:.0%} of the teacher's answers pass; students share its answers")
+    if study.data.autoif is not None and study.data.autoif.items is None:
+        lines[-1] += (
+            f"; {NEW_INSTRUCTIONS:.0%} of AutoIF's instructions are new, {CHECKED_INSTRUCTIONS:.0%} survive its "
+        )
+        lines[-1] += "checks"
     return lines
 
 

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from bench.shapes import random_rows, update_flops
 from uniapl import evaluate_lm, rollouts, train
+from uniapl.autoif import pipeline
 from uniapl.cli import app
-from uniapl.config import ConfigError, EvalSpec, StageSpec, TrainSpec
+from uniapl.config import AutoIFSpec, ConfigError, EvalSpec, StageSpec, TrainSpec
 from uniapl.estimate_disk import disk_of
-from uniapl.estimate_jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS, num_orders
+from uniapl.estimate_jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS
 from uniapl.estimate_released import read_released_speed
 from uniapl.estimate_speed import LAYER_SECONDS, Engine, GPUSpeed, Throughput, read_bench
 from uniapl.estimate_study import (
@@ -30,6 +31,7 @@ from uniapl.estimate_study import (
     speed_of,
     teacher_lines,
 )
+from uniapl.estimate_teacher import BACK_TRANSLATIONS, INSTRUCTIONS_PER_REQUEST, autoif_requests, num_orders, totals
 from uniapl.estimate_work import (
     DEFAULT_NEW_TOKENS,
     MIXTURES,
@@ -198,6 +200,8 @@ def test_constants_are_those_of_the_code_that_cannot_be_imported_there():
     assert (train.PROBED_DEMONSTRATIONS, train.PROBED_ROLLOUTS) == (PROBED_DEMONSTRATIONS, PROBED_ROLLOUTS)
     assert (rollouts.KEPT_ROLLOUTS, drafts.DRAFTS_PER_CALL) == (KEPT_ROLLOUTS, DRAFTS_PER_CALL)
     assert evaluate_lm.DEFAULT_NEW_TOKENS == DEFAULT_NEW_TOKENS
+    assert pipeline.INSTRUCTIONS_PER_REQUEST == INSTRUCTIONS_PER_REQUEST
+    assert pipeline.BACK_TRANSLATIONS == BACK_TRANSLATIONS
 
 
 def seconds_of(estimated: Estimate, rule: str) -> float:
@@ -233,7 +237,7 @@ def test_totals_are_sums_and_jobs_those_of_the_plan():
     estimated = found("paper", gpus=8)
     jobs = {rule: sum(line.jobs for line in estimated.lines if line.rule == rule) for rule in ("runs", "evaluate")}
     assert jobs == {"runs": len(estimated.plan.runs), "evaluate": 1}
-    assert sum(line.jobs for line in estimated.lines) == 21  # README's 22 with `all` itself
+    assert sum(line.jobs for line in estimated.lines) == 22  # and `all` itself
     for name in ("gpu_seconds", "wall_seconds", "generated", "trained", "requests"):
         assert estimated.total(name) == pytest.approx(sum(getattr(line, name) or 0.0 for line in estimated.lines))
     for line in estimated.lines:
@@ -270,13 +274,25 @@ def test_the_teacher_is_asked_once_for_all_students():
     estimated = found("paper", gpus=8)
     orders = 44_000 + 500 + 2 * (2000 + 500)
     assert num_orders(estimated.plan.study) == orders
-    assert estimated.asked is not None
+    autoif, demonstrations = estimated.asked
     # up to 4 answers, each passing in 8 of 10: 1 + 0.2 + 0.04 + 0.008
-    assert estimated.asked.requests == pytest.approx(1.248 * orders)
-    assert estimated.asked.most == 4 * orders
-    assert estimated.total("requests") == estimated.asked.requests
-    assert estimated.asked.completion_tokens == pytest.approx(1.248 * orders * 512)
-    assert found("laptop").asked is None
+    assert demonstrations.requests == pytest.approx(1.248 * orders)
+    assert (demonstrations.least, demonstrations.most) == (orders, 4 * orders)
+    assert demonstrations.completion_tokens == pytest.approx(1.248 * orders * 512)
+    assert estimated.total("requests") == pytest.approx(autoif.requests + demonstrations.requests)
+    assert found("laptop").asked == ()
+
+
+def test_autoifs_requests_by_hand():
+    spec = AutoIFSpec(augmentations=2, functions_per_instruction=3, queries_per_instruction=5, answers_per_prompt=2)
+    parts = autoif_requests(spec, LENGTHS)
+    # 30 seeds and half of 2 x 50: 80 instructions, half of them checked; 72 topics; 5 x 2 answers, 8 of 10 scored.
+    assert [part.number for part in parts] == [2, 3 * 80, 3 * 40, 3 * 40, 72, 400, pytest.approx(320)]
+    assert [part.least for part in parts] == [2, 3 * 30, 0, 0, 72, 0, 0]
+    assert [part.most for part in parts] == [2, 3 * 130, 3 * 130, 3 * 130, 72, 1300, 1300]
+    assert (parts[5].prompt_tokens, parts[5].completion_tokens) == (2, 1024)
+    items = found("paper", "data={autoif: {items: a.jsonl}}", gpus=8)  # made before, so nobody is asked
+    assert [one.rule for one in items.asked] == ["demonstrations"]
 
 
 PRICES = "prompt_price: 0.5, completion_price: 2.0"
@@ -284,21 +300,26 @@ PRICES = "prompt_price: 0.5, completion_price: 2.0"
 
 def test_a_price_is_shown_only_with_its_source_and_date():
     def said(access: str) -> str:
-        return " ".join(teacher_lines(found("paper", f"teacher={{name: qwen3_235b, access: {{{access}}}}}", gpus=8)))
+        words = (f"teacher={{name: qwen3_235b, access: {{{access}}}}}", "data={autoif: null}")
+        return " ".join(teacher_lines(found("paper", *words, gpus=8)))
 
     assert "price not stated: multiply by your provider's, or set teacher.access.prompt_price, " in said("")
     assert "set teacher.access.price_source, teacher.access.price_date (of" in said(PRICES)
     assert "set teacher.access.price_date (of" in said(f"{PRICES}, price_source: a list")
     whole = said(f"{PRICES}, price_source: 'a list, USD', price_date: 2026-01-31")
-    # 61,776 requests of 61 and 512 tokens: 3.768 M x 0.5 + 31.629 M x 2; at most 4 / 1.248 of it
-    assert "price 65.14 expected, 208.79 at most, at 0.5 and 2 for a million" in whole
+    # 61,776 requests of 100 and 512 tokens: 6.1776 M x 0.5 + 31.6293 M x 2; at most 4 / 1.248 of it
+    assert "price 66.35 expected, 212.65 at most, at 0.5 and 2 for a million" in whole
     assert "(a list, USD, 2026-01-31)" in whole
 
 
 def test_a_local_teacher_has_hours_and_weights():
     endpoint, local = found("paper", gpus=8), found("paper", "teacher=qwen3_235b_vllm", gpus=8)
     first, second = [line for line in local.lines if line.rule == "demonstrations"]
-    assert (first.gpus, first.requests, second.requests) == (8, endpoint.total("requests"), 0)
+    assert (first.gpus, first.requests, second.requests) == (8, endpoint.asked[1].requests, 0)
+    assert totals(endpoint.asked).requests == totals(local.asked).requests
+    autoif = [[line.job_seconds for line in one.lines if line.rule == "autoif"] for one in (endpoint, local)]
+    assert autoif[0] == [None]  # an endpoint's time is not known
+    assert autoif[1][0] is not None
     assert first.job_seconds is not None
     assert second.job_seconds is not None
     assert first.job_seconds > second.job_seconds + 3600
