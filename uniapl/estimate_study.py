@@ -292,8 +292,9 @@ def show_estimate(
     if options.gpus is not None and options.gpus < 1:
         raise ConfigError(f"--gpus = {options.gpus}: give at least 1, or leave it out")
     overrides = merge(dict(named), read_overrides(config))
-    for key in (key for key in ("models", "ranks", "scale") if key in overrides and model is not None):
-        raise ConfigError(f"--config {key}: --model and --gpus say it; leave it out")
+    for key in ("scale",) if model is None else ("scale", "models", "ranks"):
+        if key in overrides:
+            raise ConfigError(f"--config {key}: another option says it (--scale, --model, --gpus); leave it out")
     memory = options.gpu_memory_gib or find_gpu(options.gpu).memory_gib
     if scale is not None:
         return show_study(scale, options, overrides)
