@@ -181,6 +181,14 @@ def announce(plan: Plan, *, note: str | None) -> None:
         print(fallback, file=sys.stderr, flush=True)
 
 
+def jobs_at_once(scale: str) -> int:
+    """Trainings, or shares of the evaluation, that run side by side where no GPUs decide it.
+
+    Two small models on half of the cores each are faster than one after the other on all of them.
+    """
+    return 1 if scale == "paper" else 2
+
+
 def teacher_gpus(teacher: TeacherSpec) -> int:
     """GPUs that make demonstrations, where there are any: a local teacher's, else one for the base model's drafts."""
     return teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) else 1

@@ -52,8 +52,7 @@ try:
 except ConfigError as error:
     study_workflow.fail(error)
 
-# Two small models side by side on half of the cores are faster than one after the other on all of them.
-AT_ONCE = 1 if SCALE == "paper" else 2
+AT_ONCE = study_workflow.jobs_at_once(SCALE)
 LAUNCH = "python -m uniapl.launch"  # leases a GPU where there are any
 MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
 
