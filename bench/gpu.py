@@ -34,7 +34,7 @@ from bench.shapes import (
 )
 from bench.timing import OUT_OF_MEMORY, WARMUPS, free, seconds_of, spread
 from uniapl.distributed import device
-from uniapl.gpus import peak_flops
+from uniapl.estimate.gpus import peak_flops
 from uniapl.provenance import code_version, hardware, write_whole
 from uniapl.records import TokenSequence
 from uniapl.shapes import Shape

@@ -183,7 +183,7 @@ def estimate(
     discriminator: Annotated[str | None, typer.Option(help="File in config/discriminators.")] = None,
 ) -> None:
     """Print a model's memory on GPUs; or memory, hours, tokens, teacher's price and disk of a scale."""
-    from uniapl.estimate_study import Options, show_estimate
+    from uniapl.estimate.study import Options, show_estimate
 
     named = {
         "train": {"micro_batch_tokens": micro_batch_tokens},

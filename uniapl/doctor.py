@@ -21,8 +21,8 @@ from rich.markup import escape
 from uniapl import hub
 from uniapl.config import ConfigError, EndpointSpec, Study
 from uniapl.endpoint import read_key
-from uniapl.estimate import gib
-from uniapl.estimate_disk import disk_of
+from uniapl.estimate.disk import disk_of
+from uniapl.estimate.memory import gib
 from uniapl.launch import visible_gpus
 from uniapl.plan import Plan
 from uniapl.sampler import explain_fallback

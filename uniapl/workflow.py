@@ -23,7 +23,7 @@ import psutil
 
 from uniapl import hub, leases
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, Study, TeacherSpec, VLLMSpec
-from uniapl.estimate import refuse_too_large
+from uniapl.estimate.memory import refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan

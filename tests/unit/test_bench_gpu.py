@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.shapes import SHAPES, random_model, random_rows, update_flops
-from uniapl.gpus import peak_flops
+from uniapl.estimate.gpus import peak_flops
 from uniapl.sampler import explain_fallback
 
 ROOT = Path(__file__).resolve().parents[2]

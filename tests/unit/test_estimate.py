@@ -29,7 +29,7 @@ from tests.unit.tiny_polar import write_checkpoint
 from uniapl import sampler_vllm
 from uniapl.cli import app
 from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
-from uniapl.estimate import (
+from uniapl.estimate.memory import (
     BYTES,
     VLLM_GPU_SHARE,
     Batch,

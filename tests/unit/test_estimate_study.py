@@ -17,11 +17,12 @@ from uniapl import evaluate_lm, rollouts, train
 from uniapl.autoif import pipeline
 from uniapl.cli import app
 from uniapl.config import AutoIFSpec, ConfigError, EvalSpec, StageSpec, TrainSpec
-from uniapl.estimate_disk import disk_of
-from uniapl.estimate_jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS
-from uniapl.estimate_released import read_released_speed
-from uniapl.estimate_speed import LAYER_SECONDS, Engine, GPUSpeed, Throughput, read_bench
-from uniapl.estimate_study import (
+from uniapl.estimate.disk import disk_of
+from uniapl.estimate.gpus import GPU, find_gpu
+from uniapl.estimate.jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS
+from uniapl.estimate.released import read_released_speed
+from uniapl.estimate.speed import LAYER_SECONDS, Engine, GPUSpeed, Throughput, read_bench
+from uniapl.estimate.study import (
     RELEASED,
     Estimate,
     Options,
@@ -31,8 +32,8 @@ from uniapl.estimate_study import (
     speed_of,
     teacher_lines,
 )
-from uniapl.estimate_teacher import BACK_TRANSLATIONS, INSTRUCTIONS_PER_REQUEST, autoif_requests, num_orders, totals
-from uniapl.estimate_work import (
+from uniapl.estimate.teacher import BACK_TRANSLATIONS, INSTRUCTIONS_PER_REQUEST, autoif_requests, num_orders, totals
+from uniapl.estimate.work import (
     DEFAULT_NEW_TOKENS,
     MIXTURES,
     PROBED_DEMONSTRATIONS,
@@ -45,7 +46,6 @@ from uniapl.estimate_work import (
     training_work,
     update_step,
 )
-from uniapl.gpus import GPU, find_gpu
 from uniapl.layers import CONFIG, load_study
 from uniapl.shapes import Shape
 from uniapl.teachers import drafts

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uniapl.config import ModelSpec, VLLMSpec
-from uniapl.estimate_work import MIXTURES
+from uniapl.estimate.work import MIXTURES
 from uniapl.plan import Plan
 from uniapl.shapes import find_polar_shape, find_shape
 

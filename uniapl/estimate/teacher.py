@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniapl.config import AutoIFSpec, EditorSpec, Study
-from uniapl.estimate_work import Lengths
+from uniapl.estimate.work import Lengths
 from uniapl.topics import TOPICS
 
 TEACHER_PASSES = 0.8  # assumed: the share of its answers that pass all verifiers and are whole
@@ -16,7 +16,7 @@ NEW_INSTRUCTIONS = 0.5  # assumed: the share of AutoIF's new instructions that c
 CHECKED_INSTRUCTIONS = 0.5  # assumed: the share of instructions that AutoIF's checks of functions and cases keep
 # Of autoif/pipeline.py, which cannot be imported here; a test compares them.
 INSTRUCTIONS_PER_REQUEST, BACK_TRANSLATIONS = 50, 3
-SEEDS = Path(__file__).with_name("autoif") / "seeds.txt"
+SEEDS = Path(__file__).resolve().parent.parent / "autoif" / "seeds.txt"
 # Mean tokens of AutoIF's requests and replies, assumed; an answer's reply goes with the cap.
 AUTOIF_TOKENS = {
     "augment": (800, 750), "function": (230, 450), "back_translate": (220, 25), "compare": (120, 5),

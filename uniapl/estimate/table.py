@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from uniapl.config import ConfigError, FeaturesSpec, ModelSpec
-from uniapl.estimate import (
+from uniapl.estimate.memory import (
     GPU_RESERVE,
     HOST_SHARE,
     PROMPT_TOKENS,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from uniapl.config import ConfigError
-from uniapl.estimate_work import Lengths, Network, Sampling, TrainingWork
-from uniapl.gpus import GPU
+from uniapl.estimate.gpus import GPU
+from uniapl.estimate.work import Lengths, Network, Sampling, TrainingWork
 
 # Assumed of GPUs. Training: peers report 11 to 14% of the stated rate for RL updates of Qwen3-0.6B and 4B on H100, and
 # 17 to 27% for SFT (PrimeIntellect-ai/prime-rl, benchmarks/baselines, 2026-01-15); the others are ours.

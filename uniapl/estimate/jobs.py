@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from uniapl.config import ConfigError, EditorSpec, ModelSpec, StageSpec, Study, VLLMSpec
-from uniapl.estimate import BYTES, sampler_memory
-from uniapl.estimate_speed import Engine, Speed
-from uniapl.estimate_teacher import Asked, asked_of, num_orders
-from uniapl.estimate_work import (
+from uniapl.estimate.memory import BYTES, sampler_memory
+from uniapl.estimate.speed import Engine, Speed
+from uniapl.estimate.teacher import Asked, asked_of, num_orders
+from uniapl.estimate.work import (
     MIXTURES,
     EvaluationWork,
     Judge,

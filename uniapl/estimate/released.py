@@ -20,8 +20,8 @@ from uniapl.config import (
     StageSpec,
     TrainSpec,
 )
-from uniapl.estimate_speed import GENERATED_PROMPT_TOKENS, Engine
-from uniapl.estimate_work import (
+from uniapl.estimate.speed import GENERATED_PROMPT_TOKENS, Engine
+from uniapl.estimate.work import (
     Judge,
     Lengths,
     Network,

@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, VLLMSpec
-from uniapl.estimate_disk import SPARE_BYTES, Disk, disk_of
-from uniapl.estimate_jobs import Job, Place, jobs_of, wall_seconds
-from uniapl.estimate_released import read_released_speed
-from uniapl.estimate_speed import ASSUMED_LENGTHS, GPUSpeed, Speed, Throughput, read_bench
-from uniapl.estimate_table import print_table, refuse, rows_of, show_model
-from uniapl.estimate_teacher import (
+from uniapl.estimate.disk import SPARE_BYTES, Disk, disk_of
+from uniapl.estimate.gpus import find_gpu
+from uniapl.estimate.jobs import Job, Place, jobs_of, wall_seconds
+from uniapl.estimate.released import read_released_speed
+from uniapl.estimate.speed import ASSUMED_LENGTHS, GPUSpeed, Speed, Throughput, read_bench
+from uniapl.estimate.table import print_table, refuse, rows_of, show_model
+from uniapl.estimate.teacher import (
     CHECKED_INSTRUCTIONS,
     NEW_INSTRUCTIONS,
     TEACHER_PASSES,
@@ -32,8 +33,7 @@ from uniapl.estimate_teacher import (
     asked_of,
     totals,
 )
-from uniapl.estimate_work import TASKS
-from uniapl.gpus import find_gpu
+from uniapl.estimate.work import TASKS
 from uniapl.layers import CONFIG, load_study, merge
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import resolve_compute, resolve_kind
