@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec
 from uniapl.layers import load_ablation, load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
@@ -197,7 +197,19 @@ def references_of(study: Study) -> dict[str, Any]:
         model.name: [one.model_dump() for one in spec.models.get(model.name, ()) if one.task in study.evaluation.tasks]
         for model in study.models
     }
-    return {"tolerance_points": spec.tolerance_points, "models": {name: rows for name, rows in found.items() if rows}}
+    compared = [
+        one.model_dump() for one in spec.compared
+        if one.task in study.evaluation.tasks and one.teacher in (None, teacher_model(study.teacher))
+    ]  # fmt: skip
+    models = {name: rows for name, rows in found.items() if rows}
+    return {"tolerance_points": spec.tolerance_points, "models": models, "compared": compared}
+
+
+def teacher_model(teacher: TeacherSpec) -> str | None:
+    """Hub id or folder of the model that is the expert; None for the editor."""
+    if isinstance(teacher, EditorSpec):
+        return None
+    return teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
 
 
 def study_index(plan: Plan) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from uniapl.config.discriminators import (
 from uniapl.config.evaluation import (
     BenchmarkSpec,
     ClaimSpec,
+    ComparedSpec,
     EvalSpec,
     ReferenceSpec,
     ReferencesSpec,
@@ -65,6 +66,7 @@ __all__ = [
     "ChatTeacherSpec",
     "ClaimSpec",
     "Coefficient",
+    "ComparedSpec",
     "ConfigError",
     "Count",
     "DataSpec",
