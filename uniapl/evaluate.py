@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ SCORED = ("development", "heldout")  # answers get log-probs
 FOREIGN_MODEL_TOKENS = 4096  # least room for tasks of lm-eval, whose prompts are long
 MICRO_BATCH_TOKENS = 4096  # of a scoring forward; speed only
 BOOTSTRAPS = 100  # at 0 lm-eval leaves out all standard errors, also those of means, which need none
+NATIVE = "lm_eval"  # folder of an evaluation with lm-eval's own results file
 WHOLE = "1of1"  # the share that is everything
 
 
@@ -51,6 +53,7 @@ class Entry:
     directory: Path
     config: dict[str, Any]
     weights: Path
+    name: str  # of the weights: their folder below the study's root
 
     @property
     def title(self) -> str:
@@ -97,7 +100,10 @@ def pending(index: dict[str, Any], root: Path, *, share: str) -> list[Entry]:
         if not (owner / "manifest.json").exists():
             raise ValueError(f"{owner} is not finished, so it cannot be evaluated; run snakemake, which makes it")
         identity = {key: row[key] for key in ("model", "method", "variant", "seed")}
-        entries.append(Entry(**identity, directory=directory, config=read_config(directory), weights=weights))
+        name = str(weights.relative_to(root))
+        entries.append(
+            Entry(**identity, directory=directory, config=read_config(directory), weights=weights, name=name)
+        )
     return entries
 
 
@@ -135,10 +141,12 @@ def open_engine(
 def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
     """Evaluate one model: answers, verdicts, log-probs; writes its directory and returns the tasks' accuracies."""
     import lm_eval
+    from lm_eval.loggers import EvaluationTracker
 
     from uniapl.evaluate_lm import EngineLM
 
     harness: Any = lm_eval
+    tracker = EvaluationTracker(output_path=str(entry.directory / NATIVE / "results.json"))
 
     started = time.perf_counter()
     is_base = entry.weights == engine.base_weights
@@ -153,12 +161,14 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
         model=lm, tasks=tasks, task_manager=engine.manager, apply_chat_template=True, bootstrap_iters=BOOTSTRAPS,
         limit=entry.config["evaluation"].get("limit"),
         random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+        evaluation_tracker=tracker, model_args={"pretrained": entry.name},
     )  # fmt: skip
     assert results is not None
+    answers = results.pop("samples")
     summary: dict[str, Any] = {}
     recorded = [task for task in entry.config["evaluation"]["tasks"] if task in RECORDED]
     for task in recorded:
-        samples = results["samples"][task]
+        samples = answers[task]
         taken = [lm.samples[s["arguments"][0][0], s["arguments"][0][1]["max_gen_toks"]] for s in samples]
         rows = [record(s, sample) for s, sample in zip(samples, taken, strict=True)]
         if task in SCORED:
@@ -169,6 +179,7 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
         write_jsonl(entry.directory / "expert.jsonl", expert_rows(engine, model, is_base=is_base))
     changes = {task: CHANGES[task] for task in entry.config["evaluation"]["tasks"] if task in CHANGES}
     write_whole(entry.directory / "results.json", results_text(results, changes))
+    save_native(tracker, results, answers, entry.directory / NATIVE)
     seconds = time.perf_counter() - started
     outputs = {
         "model": entry.model, "method": entry.method, "variant": entry.variant, "seed": entry.seed, "tasks": summary,
@@ -270,6 +281,17 @@ def results_text(results: Any, changes: dict[str, str]) -> str:
 
     kept = {key: plain(results[key]) for key in ("results", "groups", "versions", "n-samples") if key in results}
     return json.dumps(kept | {"changes": changes}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def save_native(tracker: Any, results: dict[str, Any], answers: dict[str, Any], folder: Path) -> None:
+    """Let lm-eval write its own file, FOLDER/results_<date>.json, which other tools read.
+
+    Raise ValueError where it did not: it only warns.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was killed
+    tracker.save_results_aggregated(results=results, samples=answers)
+    if not list(folder.glob("results_*.json")):
+        raise ValueError(f"{folder}: lm-eval wrote no results file; free some disk space and run snakemake again")
 
 
 def log_heldout(root: Path, entry: Entry, summary: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from uniapl import chat, models
 from uniapl.config import DataSpec, ModelSpec, SamplerSpec
-from uniapl.evaluate import evaluate_study, pending, summarize
+from uniapl.evaluate import evaluate_study, pending, save_native, summarize
 from uniapl.evaluate_tasks import load_tasks, task_manager
 from uniapl.likelihood import completion_likelihoods
 from uniapl.provenance import content_hash, read_manifest, write_whole
@@ -134,6 +134,36 @@ def test_log_probs_are_those_of_a_forward_under_each_model(study: Path) -> None:
     own, other = (rows_of(directory / "heldout.jsonl")[0] for directory in directories(study))
     assert own["logprob_base"] == own["logprob_trained"]
     assert abs(other["logprob_base"] - other["logprob_trained"]) > 1e-3
+
+
+def test_lm_evals_own_results_file_lies_beside_the_records(study: Path) -> None:
+    for directory, name in zip(directories(study), ("models/tiny-x/weights", "runs/x/seed0/model"), strict=True):
+        (file,) = (directory / "lm_eval").glob("results_*.json")
+        native = json.loads(file.read_text())
+        # What lm-eval's own command writes, and readers of its files look for.
+        assert native.keys() >= {
+            "results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config", "date",
+            "lm_eval_version", "task_hashes", "model_name", "chat_template_sha", "total_evaluation_time_seconds",
+        }  # fmt: skip
+        assert "samples" not in native
+        assert native["model_name"] == name
+        assert native["n-shot"] == {"heldout": 0, "ifbench": 0}
+        assert native["n-samples"]["heldout"] == {"original": 3, "effective": 3}
+        assert native["configs"]["heldout"]["generation_kwargs"]["max_gen_toks"] == 6
+        assert native["versions"].keys() == native["task_hashes"].keys() == {"heldout", "ifbench"}
+        summary = read_manifest(directory)["tasks"]["heldout"]
+        assert native["results"]["heldout"]["prompt_strict,none"] == pytest.approx(summary["prompt_strict"])
+        own = json.loads((directory / "results.json").read_text())
+        assert own["results"]["heldout"] == native["results"]["heldout"]
+
+
+def test_a_results_file_that_lm_eval_could_not_write_is_an_error(tmp_path: Path) -> None:
+    from lm_eval.loggers import EvaluationTracker
+
+    (tmp_path / "file").write_text("not a folder")
+    tracker = EvaluationTracker(output_path=str(tmp_path / "file" / "results.json"))
+    with pytest.raises(ValueError, match="lm-eval wrote no results file; free some disk space"):
+        save_native(tracker, {"results": {}}, {}, tmp_path / "file")
 
 
 def test_what_is_finished_is_not_done_again_and_every_look_is_logged(study: Path) -> None:
