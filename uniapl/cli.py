@@ -1,8 +1,8 @@
 """Small commands over the rooms.
 
 `uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, before anything is started;
-`uniapl sample --run DIR` what a trained model answers; `uniapl score --task ifeval --responses FILE --output FILE`
-judges answers that lie in a file. DIR is a run directory,
+`uniapl sample --run DIR` what a trained model answers; `uniapl card --run DIR` writes its model card;
+`uniapl score --task ifeval --responses FILE --output FILE` judges answers that lie in a file. DIR is a run directory,
 results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
 transformers sampler, which starts fastest for a few prompts.
 """
@@ -154,6 +154,25 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
             console.print(Text(f"no expert answer to this {split} prompt", style="dim"))
         else:
             console.print(panel("expert", expert.text, prompt.constraints, expert.followed))
+
+
+@app.command()
+def card(
+    run: Annotated[Path, typer.Option(help="Run directory: results/<scale>/runs/<model>/<path>/<name>/seed<k>.")],
+) -> None:
+    """Write a finished run's model card, model/README.md, with the scores of all its evaluations."""
+    run_guarded(lambda: write_card_of(run))
+
+
+def write_card_of(run: Path) -> None:
+    """Write the card and say where it is. Raise ValueError for an unfinished run."""
+    from uniapl.model_card import CARD, update_cards
+
+    root = root_of(run)
+    if not (run / "model").is_dir():
+        raise ValueError(f"{run} has no exported weights (model/); run snakemake, which trains it")
+    update_cards(root, [str(run.resolve().relative_to(root))])
+    print(run / "model" / CARD)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from uniapl.distributed import device
 from uniapl.entry import run_guarded, working_on
 from uniapl.evaluate_tasks import CHANGES, OWN_TASKS, load_tasks, task_manager
 from uniapl.likelihood import Likelihood, completion_likelihoods
+from uniapl.model_card import NATIVE, update_cards
 from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
 from uniapl.records import HELDOUT_LOG, Sample, read_demonstrations, write_jsonl
@@ -38,7 +39,6 @@ SCORED = ("development", "heldout")  # answers get log-probs
 FOREIGN_MODEL_TOKENS = 4096  # least room for tasks of lm-eval, whose prompts are long
 MICRO_BATCH_TOKENS = 4096  # of a scoring forward; speed only
 BOOTSTRAPS = 100  # at 0 lm-eval leaves out all standard errors, also those of means, which need none
-NATIVE = "lm_eval"  # folder of an evaluation with lm-eval's own results file
 WHOLE = "1of1"  # the share that is everything
 
 
@@ -345,6 +345,8 @@ def evaluate_study(study_file: Path, *, share: str = WHOLE, machine: MachineSpec
                 left = (time.perf_counter() - started) / done * (len(entries) - done)
                 took = f"{time.perf_counter() - one:.0f} s, about {left / 60:.0f} min left"
                 console.print(f"evaluate {done}/{len(entries)}: {entry.title}: {shown(summary) or 'done'}; {took}")
+    # of all models of the share: the one before may have been killed between an evaluation and its card
+    update_cards(root, [row["run"] for row in in_share(index["evaluations"], share) if row["run"]])
 
 
 def main() -> None:

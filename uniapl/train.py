@@ -23,6 +23,7 @@ from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
 from uniapl.entry import LEASE, Interruption, SharedError, run_stage
+from uniapl.model_card import CARD, write_card
 from uniapl.provenance import config_hash_of, read_manifest, write_manifest, write_whole
 from uniapl.records import Demonstration, Prompt, Rollout, TokenSequence, read_demonstrations, write_jsonl
 from uniapl.rollouts import (
@@ -268,9 +269,17 @@ def already_finished(directory: Path, *, name: str, ranks: Ranks) -> bool:
         return False
     if ranks.first:
         print(f"{name}: finished before; to train it again, remove {directory}", flush=True)
-        write_whole(directory / "manifest.json", finished.read_text(encoding="utf-8"))
+        close(directory)
         clean_up(directory)
     return True
+
+
+def close(directory: Path) -> None:
+    """Give the export its model card, which has no scores yet, and the run its manifest, last."""
+    text = (directory / FINISHED).read_text(encoding="utf-8")
+    if not (directory / "model" / CARD).exists():
+        write_card(directory, json.loads(text))
+    write_whole(directory / "manifest.json", text)
 
 
 def clean_up(directory: Path) -> None:
@@ -355,8 +364,9 @@ def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None
     }  # fmt: skip
     write_manifest(
         directory, config=config, outputs=json.loads(json.dumps(outputs)), seconds=own["train_seconds"],
-        names=(FINISHED, "manifest.json"),
+        name=FINISHED,
     )  # fmt: skip
+    close(directory)
 
 
 if __name__ == "__main__":
