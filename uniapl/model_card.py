@@ -207,7 +207,7 @@ def _limits(config: dict[str, Any]) -> list[str]:
     if config["discriminator"].get("kind", "features") == "features":
         limits.append("The discriminator is a small head over the frozen base model's states, not the paper's POLAR.")
     limits.append(
-        f"Answers of up to {config['data']['max_new_tokens']} tokens were trained on; those that were cut are among them."
+        f"Answers of up to {config['data']['max_new_tokens']} tokens were trained on, those that were cut included."
     )
     limits.append("The licences of everything named below apply to it as well.")
     return limits

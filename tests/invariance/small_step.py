@@ -116,9 +116,9 @@ class Run:
             "model": self.model_directory, "data": self.root, "demonstrations": self.root, "discriminator": self.root,
         }  # fmt: skip
 
-    def train(self) -> None:
+    def train(self, machine: MachineSpec | None = None) -> None:
         """What `python -m uniapl.train` calls."""
-        train.main(self.directory, self.config, **self.inputs())
+        train.main(self.directory, self.config, **self.inputs(), machine=machine)
 
     def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
         """Rows without times, the weights' hash, and the kept rollouts."""

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ from tests.invariance.small_step import (
     without,
 )
 from uniapl import train
+from uniapl.config import MachineSpec
+from uniapl.entry import SharedError
 from uniapl.runlog import read_rows
+from uniapl.tracking import PACKAGES
 
 ADVERSARIAL = ("adv/score_mean", "adv/utility_mean")
 Outcome = tuple[list[Row], dict[str, torch.Tensor]]
@@ -158,3 +162,43 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000003"]
     run.train()
     assert run.outcome() == undisturbed
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason=f"pip install {PACKAGES['tensorboard']}")
+def test_tensorboard_shows_the_log_of_a_killed_run_and_changes_nothing(
+    setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, real_update = adversarial_run(tmp_path, setting), train.update
+    machine = MachineSpec(log_to=("tensorboard",))
+
+    def killed_update(*arguments: Any, **named: Any) -> Any:
+        result = real_update(*arguments, **named)
+        if named["step"] == 3:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", killed_update)
+        with pytest.raises(Killed):
+            run.train(machine)
+    run.train(machine)
+    assert run.outcome() == undisturbed
+    events = EventAccumulator(str(run.directory / "tensorboard"), purge_orphaned_data=False)
+    events.Reload()
+    for name in ("reward/mean", "loss/adv", "kl/start_nats"):
+        rows = [row for row in read_rows(run.directory / "metrics.jsonl") if row[name] is not None]
+        points = events.Scalars(name)
+        assert [point.step for point in points] == [row["step"] for row in rows]
+        assert [point.value for point in points] == pytest.approx([row[name] for row in rows])
+
+
+def test_a_tracker_that_is_not_installed_stops_a_run_before_anything_is_loaded(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = adversarial_run(tmp_path, setting)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(train, "open_policy", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(SharedError, match=r"pip install tensorboard==2\.21\.0"):
+        run.train(MachineSpec(log_to=("tensorboard",)))

@@ -45,6 +45,7 @@ try:
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
             study_workflow.check_memory(PLANS[TARGET])
+            study_workflow.check_tracking(PLANS[TARGET])
 except ConfigError as error:
     study_workflow.fail(error)
 
