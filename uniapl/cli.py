@@ -169,8 +169,7 @@ def write_card_of(run: Path) -> None:
     from uniapl.model_card import CARD, update_cards
 
     root = root_of(run)
-    if not (run / "model").is_dir():
-        raise ValueError(f"{run} has no exported weights (model/); run snakemake, which trains it")
+    read_manifest(run)
     update_cards(root, [str(run.resolve().relative_to(root))])
     print(run / "model" / CARD)
 

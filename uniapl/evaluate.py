@@ -345,8 +345,9 @@ def evaluate_study(study_file: Path, *, share: str = WHOLE, machine: MachineSpec
                 left = (time.perf_counter() - started) / done * (len(entries) - done)
                 took = f"{time.perf_counter() - one:.0f} s, about {left / 60:.0f} min left"
                 console.print(f"evaluate {done}/{len(entries)}: {entry.title}: {shown(summary) or 'done'}; {took}")
-    # of all models of the share: the one before may have been killed between an evaluation and its card
-    update_cards(root, [row["run"] for row in in_share(index["evaluations"], share) if row["run"]])
+    # Of all finished runs, since the base model's scores beside them may be another share's, and since the evaluation
+    # before may have been killed just here.
+    update_cards(root, [row["run"] for row in index["evaluations"] if row["run"]])
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ writes it by hand, for runs that were made before.
 
 from __future__ import annotations
 
+import fcntl
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +27,7 @@ from uniapl.provenance import content_hash, read_config, read_manifest, write_wh
 TEMPLATE = Path(__file__).with_suffix(".md.j2")
 CARD = "README.md"
 NATIVE = "lm_eval"  # folder of lm-eval's own results files, of an evaluation and of an export
+LOCK = ".cards.lock"  # in a study's root
 UNKNOWN = "not known here"
 MEASURES = {
     "prompt_strict": "prompts, strict", "inst_strict": "instructions, strict", "prompt_loose": "prompts, loose",
@@ -96,13 +97,20 @@ def write_card(run: Path, manifest: dict[str, Any], evaluated: Iterable[Evaluate
 
 
 def update_cards(root: Path, runs: Iterable[str]) -> None:
-    """Write the cards of a study's finished runs (directories relative to its root) with all scores there are."""
+    """Write the cards of those of a study's runs (directories relative to its root) that are finished.
+
+    One process at a time, so that the last one has read all evaluations that there are.
+    """
     found: dict[str, list[Evaluated]] = {}
-    for run in dict.fromkeys(runs):
-        model = read_config(root / run)["model"]["name"]
-        if model not in found:
-            found[model] = finished_evaluations(root, model)
-        write_card(root / run, read_manifest(root / run), found[model])
+    with open(root / LOCK, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for run in (root / name for name in dict.fromkeys(runs)):
+            if not (run / "manifest.json").exists():
+                continue
+            model = read_config(run)["model"]["name"]
+            if model not in found:
+                found[model] = finished_evaluations(root, model)
+            write_card(run, read_manifest(run), found[model])
 
 
 def finished_evaluations(root: Path, model: str) -> list[Evaluated]:
@@ -123,11 +131,8 @@ def _mirror(folder: Path, files: list[Path]) -> None:
         if old.name not in wanted:
             old.unlink()
     for file in files:
-        folder.mkdir(exist_ok=True)
         if not (folder / file.name).exists():
-            temporary = folder / f".{file.name}.tmp"
-            shutil.copyfile(file, temporary)
-            temporary.replace(folder / file.name)
+            write_whole(folder / file.name, file.read_text(encoding="utf-8"))
 
 
 def render(config: dict[str, Any], manifest: dict[str, Any], own: list[Evaluated], base: list[Evaluated]) -> str:

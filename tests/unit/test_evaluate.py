@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from uniapl import chat, models
+from uniapl.cli import write_card_of
 from uniapl.config import DataSpec, ModelSpec, SamplerSpec
 from uniapl.evaluate import evaluate_study, pending, save_native, summarize
 from uniapl.evaluate_tasks import load_tasks, task_manager
@@ -197,9 +199,33 @@ def test_a_card_that_a_killed_evaluation_did_not_write_is_written_by_the_next(st
     before = {file: file.stat().st_mtime_ns for file in (study / RUN).rglob("*") if file.is_file()}
     evaluate_study(study / "study.json")
     assert {file: file.stat().st_mtime_ns for file in (study / RUN).rglob("*") if file.is_file()} == before
-    path.unlink()
-    evaluate_study(study / "study.json")
-    assert path.read_text() == text
+    for write in (lambda: evaluate_study(study / "study.json"), lambda: write_card_of(study / RUN)):
+        path.unlink()
+        write()
+        assert path.read_text() == text
+
+
+def test_a_card_is_of_a_finished_run(tmp_path: Path) -> None:
+    make_study(tmp_path, ["heldout"])
+    (tmp_path / RUN / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"{RUN} has no manifest.json: it was never finished"):
+        write_card_of(tmp_path / RUN)
+    with pytest.raises(ValueError, match="is no run directory; it looks like"):
+        write_card_of(tmp_path)
+
+
+def test_shares_that_finish_in_any_order_leave_the_base_models_scores_in_the_card(study: Path, tmp_path: Path) -> None:
+    text = (study / RUN / "model" / "README.md").read_text()
+    root = tmp_path / "study"
+    shutil.copytree(study, root)
+    base = directories(root)[0]
+    (base / "manifest.json").rename(base / "aside")  # as if the other share were not there yet
+    evaluate_study(root / "study.json", share="2of2")
+    assert "| Held-out | prompts, strict |" in (root / RUN / "model" / "README.md").read_text()
+    assert (root / RUN / "model" / "README.md").read_text() != text
+    (base / "aside").rename(base / "manifest.json")
+    evaluate_study(root / "study.json", share="1of2")
+    assert (root / RUN / "model" / "README.md").read_text() == text
 
 
 def test_a_results_file_that_lm_eval_could_not_write_is_an_error(tmp_path: Path) -> None:
