@@ -7,6 +7,7 @@ and a W&B run on the server is resumed and gets only the steps that it does not 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -81,8 +82,7 @@ class WandB:
     """
 
     def __init__(self, directory: Path, config: dict[str, Any]) -> None:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")  # optional, so not known where it is not installed
         shutil.rmtree(directory / "wandb", ignore_errors=True)  # what follows writes all rows again
         parts = directory.resolve().parts[-4:]
         settings = wandb.Settings(

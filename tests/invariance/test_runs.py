@@ -6,6 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def adversarial_run(root: Path, setting: Setting) -> Run:
     return Run(root, setting, stage_spec("uniapl", mu=0.2, lambda_adv=0.3))
 
 
+def train_until_killed(run: Run, monkeypatch: pytest.MonkeyPatch, machine: MachineSpec | None = None) -> None:
+    """Train; the kill comes in the fourth step, whose update is made."""
+    real_update = train.update
+
+    def killed_update(*arguments: Any, **named: Any) -> Any:
+        result = real_update(*arguments, **named)
+        if named["step"] == 3:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", killed_update)
+        with pytest.raises(Killed):
+            run.train(machine)
+
+
 @pytest.fixture(autouse=True)
 def real_discriminator_replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The runs score with a stand-in; signal handlers are put back."""
@@ -124,18 +141,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checkpoints stand after steps 2 and 4. The kill comes in the fourth step, so the third is made again.
-    run, real_update = adversarial_run(tmp_path, setting), train.update
-
-    def killed_update(*arguments: Any, **named: Any) -> Any:
-        result = real_update(*arguments, **named)
-        if named["step"] == 3:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "update", killed_update)
-        with pytest.raises(Killed):
-            run.train()
+    run = adversarial_run(tmp_path, setting)
+    train_until_killed(run, monkeypatch)
     assert len(read_rows(run.directory / "metrics.jsonl")) == 3
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000002"]
     assert not (run.directory / "manifest.json").exists()
@@ -168,24 +175,12 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
 def test_tensorboard_shows_the_log_of_a_killed_run_and_changes_nothing(
     setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run, real_update = adversarial_run(tmp_path, setting), train.update
-    machine = MachineSpec(log_to=("tensorboard",))
-
-    def killed_update(*arguments: Any, **named: Any) -> Any:
-        result = real_update(*arguments, **named)
-        if named["step"] == 3:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "update", killed_update)
-        with pytest.raises(Killed):
-            run.train(machine)
+    accumulators: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
+    run, machine = adversarial_run(tmp_path, setting), MachineSpec.model_validate({"log_to": ["tensorboard"]})
+    train_until_killed(run, monkeypatch, machine)
     run.train(machine)
     assert run.outcome() == undisturbed
-    events = EventAccumulator(str(run.directory / "tensorboard"), purge_orphaned_data=False)
+    events = accumulators.EventAccumulator(str(run.directory / "tensorboard"), purge_orphaned_data=False)
     events.Reload()
     for name in ("reward/mean", "loss/adv", "kl/start_nats"):
         rows = [row for row in read_rows(run.directory / "metrics.jsonl") if row[name] is not None]
@@ -201,4 +196,4 @@ def test_a_tracker_that_is_not_installed_stops_a_run_before_anything_is_loaded(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(train, "open_policy", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(SharedError, match=r"pip install tensorboard==2\.21\.0"):
-        run.train(MachineSpec(log_to=("tensorboard",)))
+        run.train(MachineSpec.model_validate({"log_to": ["tensorboard"]}))

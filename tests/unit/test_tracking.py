@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -68,11 +69,12 @@ def run(tmp_path: Path) -> Path:
 
 @needs("tensorboard")
 def test_tensorboard_has_every_step_of_a_killed_run_once(run: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulators: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     rewards = train_killed_and_resumed(run, "tensorboard")
     (file,) = (run / "tensorboard").iterdir()
-    events = EventAccumulator(str(file), purge_orphaned_data=False)  # what lies in the file, not what is hidden
+    events = accumulators.EventAccumulator(
+        str(file), purge_orphaned_data=False
+    )  # what lies in the file, not what is hidden
     events.Reload()
     assert events.Tags()["scalars"] == ["reward/mean"]  # a metric that a step lacks is no point
     points = events.Scalars("reward/mean")
@@ -96,15 +98,14 @@ def test_wandb_offline_has_every_step_of_a_killed_run_once(run: Path, monkeypatc
 
 def wandb_history(file: Path) -> list[dict[str, Any]]:
     """Points of an offline run: wandb's records, in LevelDB's log format behind a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     data, place, points = file.read_bytes(), 7, []
     assert data.startswith(b":W&B")
     assert len(data) < 32768, "records of more than one block are not read here"
     while place < len(data):
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])  # checksum, length, 1: whole
         assert kind == 1
-        record = wandb_internal_pb2.Record()
+        record = messages.Record()
         record.ParseFromString(data[place + 7 : place + 7 + length])
         place += 7 + length
         if record.WhichOneof("record_type") == "run":

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -42,9 +43,9 @@ def test_every_declared_output_of_the_smoke_study_exists(smoke: Path):
 def test_every_exported_run_carries_its_card_with_scores_and_lm_evals_own_results(smoke: Path):
     root = smoke / "results" / "smoke"
     for entry in (entry for entry in _index(root)["evaluations"] if entry["run"]):
-        card = ModelCard.load(root / entry["run"] / "model" / "README.md")
+        data: Any = ModelCard.load(root / entry["run"] / "model" / "README.md").data
         tasks = json.loads((root / entry["directory"] / "manifest.json").read_text())["tasks"]
-        scores = {(one.dataset_type, one.metric_type): one.metric_value for one in card.data.eval_results}
+        scores = {(one.dataset_type, one.metric_type): one.metric_value for one in data.eval_results}
         for task in ("heldout", "ifbench"):
             assert scores[f"uniapl-{task}", "prompt_strict"] == pytest.approx(
                 100 * tasks[task]["prompt_strict"], abs=1e-3
