@@ -22,6 +22,7 @@ from rich.text import Text
 
 from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.entry import run_guarded
+from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
 
@@ -140,7 +141,7 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
 
     root, config = root_of(run), read_config(run)
     read_manifest(run)
-    prompts = spread(read_prompts(root / "data" / content_hash({"data": config["data"]}) / f"{split}.jsonl"), num)
+    prompts = spread(read_prompts(root / "data" / content_hash(data_config(config)) / f"{split}.jsonl"), num)
     demonstrations = demonstrations_of(root, config)
     console = Console()
     method = ".".join(stage["name"] for stage in config["path"])

@@ -22,10 +22,12 @@ from typing import Any
 from uniapl.analysis.labels import BASE, TASKS, plain_number
 from uniapl.config import Spec
 from uniapl.layers import CONFIG, read_yaml
+from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest, write_whole
 
 TEMPLATE = Path(__file__).with_suffix(".md.j2")
 CARD = "README.md"
+DATA_CARD = "data_card.md"  # of a data directory, and of an export
 NATIVE = "lm_eval"  # folder of lm-eval's own results files, of an evaluation and of an export
 LOCK = ".cards.lock"  # in a study's root
 UNKNOWN = "not known here"
@@ -88,8 +90,11 @@ def write_card(run: Path, manifest: dict[str, Any], evaluated: Iterable[Evaluate
     every = list(evaluated)
     own = [one for one in every if one.config["of"] == content_hash(config)]
     base = [one for one in every if one.manifest["method"] == BASE]
-    text = render(config, manifest, own, base)
     folder = run / "model"
+    sources = run.resolve().parents[4] / "data" / content_hash(data_config(config)) / DATA_CARD
+    if sources.exists() and not (folder / DATA_CARD).exists():
+        write_whole(folder / DATA_CARD, sources.read_text(encoding="utf-8"))
+    text = render(config, manifest, own, base, data_card=(folder / DATA_CARD).exists())
     _mirror(folder / NATIVE, [file for one in own for file in native_files(one)])
     path = folder / CARD
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -135,8 +140,10 @@ def _mirror(folder: Path, files: list[Path]) -> None:
             write_whole(folder / file.name, file.read_text(encoding="utf-8"))
 
 
-def render(config: dict[str, Any], manifest: dict[str, Any], own: list[Evaluated], base: list[Evaluated]) -> str:
-    """The card's text."""
+def render(
+    config: dict[str, Any], manifest: dict[str, Any], own: list[Evaluated], base: list[Evaluated], *, data_card: bool
+) -> str:  # fmt: skip
+    """The card's text; `data_card`: the prompts' own card lies beside it."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     path = ".".join(stage["name"] for stage in config["path"])
@@ -161,6 +168,7 @@ def render(config: dict[str, Any], manifest: dict[str, Any], own: list[Evaluated
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), title=title, path=path, limits=_limits(config),
         stages=[_stage(stage) for stage in config["path"]], sources=_sources(config), evaluations=evaluations,
+        data_card=DATA_CARD if data_card else None,
         lm_eval="".join(f" {version}" for version in sorted(versions)), made=_made(config, manifest),
         config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
     )  # fmt: skip
@@ -277,7 +285,9 @@ def _sources(config: dict[str, Any]) -> list[dict[str, str]]:
     own = "the suite's, apache-2.0"
     rows.append({"part": "Prompts", "what": f"{data['num_policy']} training prompts: {kinds}", "licence": own})
     if data.get("autoif"):
-        rows.append({"part": "Prompts", "what": "AutoIF's pipeline (arXiv 2406.13542)", "licence": UNKNOWN})
+        made = data["autoif"]["items"] is None
+        what = f"AutoIF's pipeline (arXiv 2406.13542) with {'the teacher' if made else 'items made before'}"
+        rows.append({"part": "Prompts", "what": what, "licence": f"that of {'its answers' if made else 'these items'}"})
     if data.get("if_rlvr"):
         hub = data["if_rlvr"]["hub"]
         rows.append({"part": "Prompts", "what": f"IF-RLVR: {hub}", "licence": _licence(hub)})

@@ -28,6 +28,7 @@ from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
+from uniapl.sandbox import offered
 
 SCALES = ("smoke", "laptop", "paper")
 TARGETS = ("all", "matrix", "ablations")
@@ -84,6 +85,8 @@ def missing_here(study: Study) -> list[str]:
     variable = study.teacher.access.key_variable if isinstance(study.teacher, EndpointSpec) else None
     if variable and not os.environ.get(variable):
         missing.append(f"the teacher's key in the environment variable {variable}")
+    if not missing and study.data.autoif is not None and not offered():  # last, since trying it takes a second
+        missing.append("a sandbox for code that a model wrote (install bubblewrap)")
     return missing
 
 
@@ -198,7 +201,9 @@ def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:
     """For every directory that a rule fills: the directories that its stage reads, by the name of their option."""
     reads: dict[str, dict[str, Path]] = {}
     for plan in plans.values():
-        reads[str(plan.data.directory)] = {}
+        reads[str(plan.data.directory)] = {"autoif": plan.autoif.directory} if plan.autoif else {}
+        if plan.autoif:
+            reads[str(plan.autoif.directory)] = {}
         for name, model in plan.models.items():
             base = {"model": model.directory, "data": plan.data.directory}
             taught = base | {"demonstrations": plan.demonstrations[name].directory}

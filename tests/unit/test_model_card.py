@@ -18,7 +18,7 @@ def card_of(scale: str, path: str, **overrides: Any) -> tuple[dict[str, Any], st
     """The card of a run before it is evaluated: its metadata, read back by the hub's library, and its text."""
     plan = make_plan(load_study(scale, overrides), Path("results"), sampler="hf", compute="float32")
     run = next(run for run in plan.runs if ".".join(run.path) == path)
-    text = render(run.config, RUN_MANIFEST | {"config_hash": run.directory.parent.name[-8:]}, [], [])
+    text = render(run.config, RUN_MANIFEST | {"config_hash": run.directory.parent.name[-8:]}, [], [], data_card=True)
     return ModelCard(text).data.to_dict(), text
 
 
@@ -35,6 +35,10 @@ def test_a_card_of_the_papers_scale_names_models_data_and_licences() -> None:
     assert "| commit | `c0ffee`, with changes that were not committed |" in text
     assert "| tokens trained, stages before included | 1,234 |" in text
     assert "Not evaluated so far" in text
+    assert "| Prompts | AutoIF's pipeline (arXiv 2406.13542) with the teacher | that of its answers |" in text
+    assert "| Prompts | IF-RLVR: allenai/IF_multi_constraints_upto5 | odc-by |" in text
+    assert card["datasets"] == ["allenai/IF_multi_constraints_upto5"]
+    assert "counts of the prompts: [data_card.md](data_card.md)." in text
     assert "model-index" not in card
 
 

@@ -50,6 +50,7 @@ def test_every_exported_run_carries_its_card_with_scores_and_lm_evals_own_result
             assert scores[f"uniapl-{task}", "prompt_strict"] == pytest.approx(
                 100 * tasks[task]["prompt_strict"], abs=1e-3
             )
+        assert "generated" in (root / entry["run"] / "model" / "data_card.md").read_text()
         (native,) = (root / entry["run"] / "model" / "lm_eval").glob("results_*.json")
         assert json.loads(native.read_text())["results"].keys() == {"heldout", "ifbench"}
 

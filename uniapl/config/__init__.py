@@ -17,6 +17,7 @@ from uniapl.config.base import (
 from uniapl.config.data import (
     AutoIFSpec,
     DataSpec,
+    IFRLVRSpec,
 )
 from uniapl.config.discriminators import (
     DISCRIMINATOR_KINDS,
@@ -77,6 +78,7 @@ __all__ = [
     "EvalSpec",
     "FeaturesSpec",
     "Fraction",
+    "IFRLVRSpec",
     "MachineSpec",
     "ModelSpec",
     "PolarSpec",

@@ -24,6 +24,9 @@ class BenchmarkSpec(Spec):
         min_length=1,
         description="File of each split, in there: .jsonl, .csv, .parquet or .gz; * and {subject} stand open.",
     )
+    question: str = Field(
+        "", pattern=r"^(\w+\.\w+)?$", description="SPLIT.COLUMN of its questions, which nothing is to be trained on."
+    )
     columns: tuple[str, ...] = Field((), description="Names of a csv file's columns, where it has no header.")
     num_fewshot: Count | None = Field(None, description="Examples before a question; None: lm-eval's own number.")
     max_new_tokens: Positive | None = Field(None, description="Cap on an answer; None: lm-eval's own.")
