@@ -1,9 +1,9 @@
 """Small commands over the rooms.
 
 `uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, `uniapl estimate --scale paper
---gpus 8` what a whole study takes, before anything is started;
-`uniapl sample --run DIR` what a trained model answers; `uniapl score --task ifeval --responses FILE --output FILE`
-judges answers that lie in a file. DIR is a run directory,
+--gpus 8` what a whole study takes, before anything is started; `uniapl sample --run DIR` what a trained model answers;
+`uniapl card --run DIR` writes its model card; `uniapl score --task ifeval --responses FILE --output FILE` judges
+answers that lie in a file. DIR is a run directory,
 results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
 transformers sampler, which starts fastest for a few prompts.
 """
@@ -23,6 +23,7 @@ from rich.text import Text
 
 from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.entry import run_guarded
+from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
 
@@ -141,7 +142,7 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
 
     root, config = root_of(run), read_config(run)
     read_manifest(run)
-    prompts = spread(read_prompts(root / "data" / content_hash({"data": config["data"]}) / f"{split}.jsonl"), num)
+    prompts = spread(read_prompts(root / "data" / content_hash(data_config(config)) / f"{split}.jsonl"), num)
     demonstrations = demonstrations_of(root, config)
     console = Console()
     method = ".".join(stage["name"] for stage in config["path"])
@@ -155,6 +156,24 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
             console.print(Text(f"no expert answer to this {split} prompt", style="dim"))
         else:
             console.print(panel("expert", expert.text, prompt.constraints, expert.followed))
+
+
+@app.command()
+def card(
+    run: Annotated[Path, typer.Option(help="Run directory: results/<scale>/runs/<model>/<path>/<name>/seed<k>.")],
+) -> None:
+    """Write a finished run's model card, model/README.md, with the scores of all its evaluations."""
+    run_guarded(lambda: write_card_of(run))
+
+
+def write_card_of(run: Path) -> None:
+    """Write the card and say where it is. Raise ValueError for an unfinished run."""
+    from uniapl.model_card import CARD, update_cards
+
+    root = root_of(run)
+    read_manifest(run)
+    update_cards(root, [str(run.resolve().relative_to(root))])
+    print(run / "model" / CARD)
 
 
 @app.command()

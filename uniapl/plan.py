@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec
 from uniapl.layers import load_ablation, load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
@@ -108,12 +108,12 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
     """Lay out a study below `results/<scale>`. `sampler` and `compute` are what `auto` resolved to on this machine."""
     root = results / study.scale
     expert = {"teacher": study.teacher.model_dump(exclude={"access"})}
-    autoif, data_config = None, {"data": study.data.model_dump()}
+    autoif = None
     if study.data.autoif is not None:
         asked = expert if study.data.autoif.items is None else {}
         autoif = _artifact(root, "autoif", "", {"autoif": study.data.autoif.model_dump()} | asked)
-        data_config |= asked
-    plan = Plan(study, root, _artifact(root, "data", "", data_config), autoif)
+    prompts = data_config({"data": study.data.model_dump()} | expert)
+    plan = Plan(study, root, _artifact(root, "data", "", prompts), autoif)
     engine = study.sampler.model_dump() | {"kind": sampler}
     for model in study.models:
         shared = {
@@ -141,6 +141,13 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
                     run = _add_run(plan, model, common, path, f"{name}.{variant}", seed, overrides)
                     _add_evaluation(plan, model, shared, teacher, run, ablation["method"], f"{name}.{variant}", seed)
     return plan
+
+
+def data_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the prompts that a run's config names; the teacher is part of it where it makes AutoIF's."""
+    autoif = config["data"].get("autoif")
+    keys = ("data", "teacher") if autoif and autoif["items"] is None else ("data",)
+    return {key: config[key] for key in keys}
 
 
 def _add_run(
@@ -209,7 +216,19 @@ def references_of(study: Study) -> dict[str, Any]:
         model.name: [one.model_dump() for one in spec.models.get(model.name, ()) if one.task in study.evaluation.tasks]
         for model in study.models
     }
-    return {"tolerance_points": spec.tolerance_points, "models": {name: rows for name, rows in found.items() if rows}}
+    compared = [
+        one.model_dump() for one in spec.compared
+        if one.task in study.evaluation.tasks and one.teacher in (None, teacher_model(study.teacher))
+    ]  # fmt: skip
+    models = {name: rows for name, rows in found.items() if rows}
+    return {"tolerance_points": spec.tolerance_points, "models": models, "compared": compared}
+
+
+def teacher_model(teacher: TeacherSpec) -> str | None:
+    """Hub id or folder of the model that is the expert; None for the editor."""
+    if isinstance(teacher, EditorSpec):
+        return None
+    return teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
 
 
 def study_index(plan: Plan) -> dict[str, Any]:

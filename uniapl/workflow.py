@@ -21,7 +21,7 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from uniapl import hub, leases
+from uniapl import hub, leases, tracking
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, Study, TeacherSpec, VLLMSpec
 from uniapl.estimate.memory import refuse_too_large
 from uniapl.launch import visible_gpus
@@ -163,6 +163,12 @@ def check_memory(plan: Plan) -> None:
     if plan.study.machine.gpus_per_rank and not visible_gpus():
         return
     refuse_too_large(plan, gpus=gpu_memories(), host_bytes=psutil.virtual_memory().total)
+
+
+def check_tracking(plan: Plan) -> None:
+    """Raise ConfigError where what `machine.log_to` asks for cannot be had here."""
+    if lacking := tracking.missing(plan.study.machine.log_to):
+        raise ConfigError(lacking)
 
 
 def read_released(root: Path) -> dict[str, Any]:

@@ -181,6 +181,19 @@ def test_every_published_score_names_a_known_model_and_its_source() -> None:
     assert tasks <= set(available("evals"))
 
 
+def test_the_papers_study_is_judged_on_ifeval_and_compares_with_its_own_teacher_only(tmp_path: Path) -> None:
+    def compared(**overrides: Any) -> tuple[str, list[str]]:
+        study = load_study("paper", overrides)
+        index = study_index(make_plan(study, tmp_path, sampler="hf", compute="float32"))
+        return index["claims"]["evaluation"], [one["claim"] for one in index["references"]["compared"]]
+
+    assert compared() == ("ifeval", ["C3", "C4"])
+    assert compared(teacher="qwen3_235b_vllm") == ("ifeval", ["C3", "C4"])
+    assert compared(teacher="editor", data={"autoif": None}) == ("ifeval", ["C3"])
+    assert compared(evals="heldout") == ("ifeval", [])  # so that they are not run
+    assert load_study("laptop").claims.evaluation == "heldout"
+
+
 def test_autoifs_prompts_hang_on_the_teacher_and_not_on_how_it_is_reached(tmp_path: Path) -> None:
     def plan(**values: Any) -> Plan:
         return plan_of(tmp_path, teacher={"name": "qwen3_235b", **values}, data={"autoif": {}})

@@ -29,6 +29,7 @@ from uniapl.config.discriminators import (
 from uniapl.config.evaluation import (
     BenchmarkSpec,
     ClaimSpec,
+    ComparedSpec,
     EvalSpec,
     ReferenceSpec,
     ReferencesSpec,
@@ -66,6 +67,7 @@ __all__ = [
     "ChatTeacherSpec",
     "ClaimSpec",
     "Coefficient",
+    "ComparedSpec",
     "ConfigError",
     "Count",
     "DataSpec",

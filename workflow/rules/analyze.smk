@@ -4,6 +4,10 @@ TABLES = [f"{OUTPUT}/tables/{name}" for name in outputs.table_files(INDEX)]
 FIGURES = [f"{OUTPUT}/figures/{name}" for name in outputs.figure_files(INDEX)]
 
 
+# What `snakemake --report FILE.html` says first.
+report: "../report/study.rst"
+
+
 def records(_):
     """The study's index and, for a study made here, the marker that its evaluations are complete."""
     if SETTINGS.source == "released":
@@ -15,7 +19,7 @@ rule tables:
     input:
         unpack(records),
     output:
-        TABLES,
+        [shown(path, caption="tables", category="Tables") for path in TABLES],
     log:
         f"{OUTPUT}/logs/tables.log",
     benchmark:
@@ -33,7 +37,7 @@ rule figures:
     input:
         unpack(records),
     output:
-        FIGURES,
+        [shown(path, caption="figures", category="Figures") for path in FIGURES],
     log:
         f"{OUTPUT}/logs/figures.log",
     benchmark:
@@ -53,7 +57,7 @@ rule report:
         tables=TABLES,
         figures=FIGURES,
     output:
-        f"{OUTPUT}/report.html",
+        shown(f"{OUTPUT}/report.html", caption="page", category="Page"),
     log:
         f"{OUTPUT}/logs/report.log",
     benchmark:

@@ -49,6 +49,7 @@ try:
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
             study_workflow.check_memory(PLANS[TARGET])
+            study_workflow.check_tracking(PLANS[TARGET])
 except ConfigError as error:
     study_workflow.fail(error)
 
@@ -114,3 +115,11 @@ def options(kind):
         return shlex.join([directory, *(word for pair in pairs for word in pair)])
 
     return words
+
+
+def shown(path, *, caption, category):
+    """A declared output, marked for `snakemake --report` where it is what people or programs read, or a picture."""
+    name, _, suffix = Path(path).name.partition(".")
+    if suffix not in ("csv", "md", "png", "html"):
+        return path
+    return report(path, caption=f"../report/{caption}.rst", category=category, labels={"name": name, "format": suffix})
