@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> None:
             raise ValueError("srun is not to be found on this node of the SLURM job; load SLURM's module") from None
     held: list[tuple[str, Any]] = []
     if gpus := visible_gpus():
-        held = lease_gpus(gpus, count=own.gpus or own.ranks, directory=lease_directory())
+        held = lease_gpus(gpus, count=own.ranks if own.gpus is None else own.gpus, directory=lease_directory())
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu for gpu, _ in held)
         leases.pass_on([file for _, file in held])
     if own.ranks == 1 and not options:

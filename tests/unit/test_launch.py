@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from uniapl import launch, leases
 from uniapl.config import MachineSpec
 from uniapl.launch import over_nodes
 
@@ -35,3 +39,15 @@ def test_several_nodes_outside_of_slurm_are_refused(monkeypatch: pytest.MonkeyPa
 def test_ranks_that_do_not_fit_the_nodes_are_refused(machine: dict[str, int], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MachineSpec.model_validate(machine)
+
+
+def test_a_job_that_needs_no_gpu_sees_none_and_takes_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(launch, "visible_gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(launch, "lease_directory", lambda: tmp_path)
+    seen: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, words: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    monkeypatch.setattr(leases, "pass_on", lambda files: seen.append(str(len(files))))
+    monkeypatch.setattr(launch, "run_ranks", lambda words: 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    launch.main(["--gpus", "0", "-m", "uniapl.autoif", "DIR"])
+    assert seen[:2] == ["0", ""]

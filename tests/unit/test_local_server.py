@@ -40,9 +40,10 @@ def test_a_local_teacher_gets_its_gpus_and_samples_as_each_request_says() -> Non
     assert pairs["--served-model-name"] == "big-1234"
     assert pairs["--generation-config"] == "vllm"
     assert "--trust-remote-code" not in words
-    assert teacher_gpus(spec) == 8
+    assert teacher_gpus(spec) == teacher_gpus(spec, drafts=False) == 8
     editor = load_study("smoke").teacher
     assert (teacher_gpus(editor), teacher_access(editor)) == (1, "")
+    assert teacher_gpus(load_study("paper").teacher, drafts=False) == 0
 
 
 def test_other_weights_under_one_name_are_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

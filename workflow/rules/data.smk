@@ -22,6 +22,7 @@ rule model:
 
 # AutoIF's prompts, whose verification functions the teacher writes. How it is reached is no reason to ask it again.
 TEACHER_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher)
+AUTOIF_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher, drafts=False)
 TEACHER_ACCESS = study_workflow.teacher_access(PLANS[TARGET].study.teacher)
 
 
@@ -37,11 +38,11 @@ rule autoif:
     threads: lambda _: cores_of()
     resources:
         mem_mb=MEMORY_MB,
-        gpu=MACHINE.gpus_per_rank * TEACHER_GPUS,
+        gpu=MACHINE.gpus_per_rank * AUTOIF_GPUS,
     params:
         options=options("autoif"),
     shell:
-        "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.autoif {params.options} {TEACHER_ACCESS} 2>&1 | logged {log:q}"
+        "{LAUNCH} --gpus {AUTOIF_GPUS} -m uniapl.autoif {params.options} {TEACHER_ACCESS} 2>&1 | logged {log:q}"
 
 
 # Training, development, held-out and IFBench prompts, with their data card.
