@@ -19,7 +19,7 @@ from uniapl.config import Study
 from uniapl.data import read_prompts
 from uniapl.endpoint import chat_request
 from uniapl.layers import load_study, read_yaml
-from uniapl.models import load_tokenizer
+from uniapl.models import load_policy, load_tokenizer, weight_sha256
 from uniapl.provenance import content_hash
 from uniapl.sampler import explain_fallback
 from uniapl.seeding import stream_seed
@@ -99,15 +99,19 @@ def test_every_model_answered_every_benchmark(root: Path) -> None:
     assert answered == {(method, task): str(LIMIT) for method in methods for task in ("heldout", "ifeval")}
     general = {(row["method"], row["task"]): row["num_questions"] for row in table(root, 8)}
     assert general == {(method, task): str(LIMIT) for method in methods for task in ("gsm8k", "humaneval")}
+    (model,) = index_of(root)["models"].values()
+    base, hashes = root / model["directory"] / "weights", set[str]()
     for entry in index_of(root)["evaluations"]:
         evaluated = manifest(root / entry["directory"])
         assert (evaluated["sampler"], evaluated["dtype"]) == ("vllm", "bfloat16")
-        if entry["run"]:
-            assert evaluated["weight_sha256"] == manifest(root / entry["run"])["weight_sha256"]
+        weights = root / entry["run"] / "model" if entry["run"] else base
+        assert evaluated["weight_sha256"] == weight_sha256(load_policy(weights, dtype="bfloat16"))
+        hashes.add(evaluated["weight_sha256"])
         originals = json.loads((root / entry["directory"] / "results.json").read_text())["n-samples"]
         assert {task: originals[task]["original"] for task in ("ifeval", "gsm8k", "humaneval")} == {
             "ifeval": 541, "gsm8k": 1319, "humaneval": 164,
         }  # fmt: skip
+    assert len(hashes) == 3
 
 
 def test_the_stack_check_stands_beside_the_published_score_and_judges_no_trial(root: Path) -> None:
@@ -178,7 +182,8 @@ def test_polar_was_fixed_with_a_shift_and_a_scale_and_scored_the_rollouts(root: 
     fixed = manifest(directory)
     assert math.isfinite(fixed["shift"])
     assert fixed["scale"] > 0
-    assert fixed["shift"] == pytest.approx((fixed["score_mean_base"] + fixed["score_mean_demonstrations"]) / 2)
+    middle = (fixed["score_mean_base"] + fixed["score_mean_demonstrations"]) / 2
+    assert fixed["shift"] == pytest.approx(middle, abs=1e-5)
     shown = {row["name"]: row["value"] for row in table(root, 5) if row["part"] == "discriminator"}
     assert float(shown["scale"]) == pytest.approx(fixed["scale"], abs=1e-6)
     assert (directory / "probe.json").is_file()
