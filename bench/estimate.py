@@ -30,7 +30,7 @@ from bench.memory import peak_bytes
 from uniapl import distributed, models
 from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.distributed import ALONE, Ranks
-from uniapl.estimate import Batch, DiscriminatorMemory, Memory, SamplerMemory, rank_memory
+from uniapl.estimate.memory import Batch, DiscriminatorMemory, Memory, SamplerMemory, rank_memory
 from uniapl.layers import load_model
 from uniapl.provenance import code_version, hardware
 from uniapl.records import TokenSequence

@@ -34,16 +34,11 @@ from bench.shapes import (
 )
 from bench.timing import OUT_OF_MEMORY, WARMUPS, free, seconds_of, spread
 from uniapl.distributed import device
+from uniapl.estimate.gpus import peak_flops
 from uniapl.provenance import code_version, hardware, write_whole
 from uniapl.records import TokenSequence
 from uniapl.shapes import Shape
 from uniapl.update import Policy, make_policy, update
-
-# FLOP/s of dense bfloat16 products as the makers state them; the first name found in the device's name counts.
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12,
-    "RTX 4090": 165e12,
-}  # fmt: skip
 
 
 def product_rate(dtype: torch.dtype, *, repetitions: int) -> dict[str, Any]:
@@ -52,11 +47,6 @@ def product_rate(dtype: torch.dtype, *, repetitions: int) -> dict[str, Any]:
     a, b = (torch.randn(size, size, device=device(), dtype=dtype) for _ in range(2))
     times = seconds_of(lambda: a @ b, repetitions=repetitions, warmups=3)
     return {"size": size, "dtype": str(dtype), "flops_per_second": 2 * size**3 / statistics.median(times)}
-
-
-def peak_flops(name: str) -> float | None:
-    """The stated rate of a GPU by its name; None where it is not known."""
-    return next((rate for part, rate in PEAK_FLOPS.items() if part in name), None)
 
 
 def open_policy(shape: Shape, *, micro_batch_tokens: int, checkpointed: bool, compiled: bool, compute: str) -> Policy:

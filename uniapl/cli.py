@@ -1,8 +1,9 @@
 """Small commands over the rooms.
 
-`uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, before anything is started;
-`uniapl sample --run DIR` what a trained model answers; `uniapl score --task ifeval --responses FILE --output FILE`
-judges answers that lie in a file. DIR is a run directory,
+`uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, `uniapl estimate --scale paper
+--gpus 8` what a whole study takes, before anything is started; `uniapl sample --run DIR` what a trained model answers;
+`uniapl card --run DIR` writes its model card; `uniapl score --task ifeval --responses FILE --output FILE` judges
+answers that lie in a file. DIR is a run directory,
 results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
 transformers sampler, which starts fastest for a few prompts.
 """
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.entry import run_guarded
+from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
 
@@ -140,7 +142,7 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
 
     root, config = root_of(run), read_config(run)
     read_manifest(run)
-    prompts = spread(read_prompts(root / "data" / content_hash({"data": config["data"]}) / f"{split}.jsonl"), num)
+    prompts = spread(read_prompts(root / "data" / content_hash(data_config(config)) / f"{split}.jsonl"), num)
     demonstrations = demonstrations_of(root, config)
     console = Console()
     method = ".".join(stage["name"] for stage in config["path"])
@@ -157,27 +159,63 @@ def show_answers(run: Path, *, num: int, split: str) -> None:
 
 
 @app.command()
+def card(
+    run: Annotated[Path, typer.Option(help="Run directory: results/<scale>/runs/<model>/<path>/<name>/seed<k>.")],
+) -> None:
+    """Write a finished run's model card, model/README.md, with the scores of all its evaluations."""
+    run_guarded(lambda: write_card_of(run))
+
+
+def write_card_of(run: Path) -> None:
+    """Write the card and say where it is. Raise ValueError for an unfinished run."""
+    from uniapl.model_card import CARD, update_cards
+
+    root = root_of(run)
+    read_manifest(run)
+    update_cards(root, [str(run.resolve().relative_to(root))])
+    print(run / "model" / CARD)
+
+
+@app.command()
 def estimate(
     model: Annotated[str | None, typer.Option(help="File in config/models, folder or hub id, trained on GPUs.")] = None,
-    scale: Annotated[str | None, typer.Option(help="The models of a scale on this machine: smoke, laptop.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs; a table for 1, 2, 4 and 8 if not given.")] = None,
-    gpu_memory_gib: Annotated[float, typer.Option(min=1, help="Memory of each GPU.")] = 80.0,
+    scale: Annotated[str | None, typer.Option(help="A whole study: smoke, laptop, paper.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs; else the scale's own, or 1, 2, 4 and 8 of a model.")] = None,
+    gpu: Annotated[str, typer.Option(help="What they are: H100, H200, A100, L40S, RTX 4090 and others.")] = "H100",
+    gpu_memory_gib: Annotated[float | None, typer.Option(min=1, help="Memory of each, if not as stated.")] = None,
+    tokens_per_second_train: Annotated[
+        float | None, typer.Option(min=1e-9, help="Of the update on one GPU, prompts included; of one model.")
+    ] = None,
+    tokens_per_second_rollout: Annotated[
+        float | None, typer.Option(min=1e-9, help="Of answers on one GPU; of one model.")
+    ] = None,
+    bench: Annotated[Path | None, typer.Option(help="File of python -m bench.gpu, in place of these two.")] = None,
+    answer_share: Annotated[
+        float | None, typer.Option(min=0.01, max=1, help="Mean length of an answer, as a share of its cap.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="key=value as of the workflow's --config; may be given again.")
+    ] = None,
     micro_batch_tokens: Annotated[int | None, typer.Option(min=1, help="train.micro_batch_tokens.")] = None,
     activation_checkpointing: Annotated[bool | None, typer.Option(help="machine.activation_checkpointing.")] = None,
     kv_cache_gib: Annotated[float | None, typer.Option(help="sampler.kv_cache_gib; on CPU alone.")] = None,
     discriminator: Annotated[str | None, typer.Option(help="File in config/discriminators.")] = None,
 ) -> None:
-    """Print the memory that training takes on each rank, by part, and whether it fits."""
-    from uniapl.estimate_table import show_estimate
+    """Print a model's memory on GPUs; or memory, hours, tokens, teacher's price and disk of a scale."""
+    from uniapl.estimate.study import Options, show_estimate
 
-    options = {
+    named = {
         "train": {"micro_batch_tokens": micro_batch_tokens},
         "machine": {"activation_checkpointing": activation_checkpointing},
         "sampler": {"kv_cache_gib": kv_cache_gib},
         "discriminator": {"name": discriminator},
     }
-    given = {part: {k: v for k, v in values.items() if v is not None} for part, values in options.items()}
-    run_guarded(lambda: show_estimate(model, scale=scale, gpus=gpus, gpu_memory_gib=gpu_memory_gib, overrides=given))
+    given = {part: {k: v for k, v in values.items() if v is not None} for part, values in named.items()}
+    given = {part: values for part, values in given.items() if values}
+    options = Options(
+        gpus, gpu, gpu_memory_gib, tokens_per_second_train, tokens_per_second_rollout, bench, answer_share
+    )
+    run_guarded(lambda: show_estimate(model, scale, options, config=config or (), named=given))
 
 
 @app.command()

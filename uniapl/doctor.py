@@ -21,21 +21,18 @@ from rich.markup import escape
 from uniapl import hub
 from uniapl.config import ConfigError, EndpointSpec, Study
 from uniapl.endpoint import read_key
-from uniapl.estimate import gib
+from uniapl.estimate.disk import disk_of
+from uniapl.estimate.memory import gib
 from uniapl.launch import visible_gpus
 from uniapl.plan import Plan
 from uniapl.sampler import explain_fallback
 from uniapl.sandbox import offered
 from uniapl.sandbox.probe import available, remedy
-from uniapl.shapes import find_shape
 from uniapl.workflow import check_memory, gpu_memories, has_vllm_for_gpus
 
 LOCK = Path(__file__).resolve().parent.parent / "requirements" / "lock.txt"
 ELSEWHERE = ("triton", "intel-openmp", "intel-cmplr-lib-ur")  # locked, but of some platforms alone
 ENDPOINT_SECONDS = 10.0
-RUN_BYTES_PER_PARAMETER = 4  # an exported run, float32
-CHECKPOINT_BYTES_PER_PARAMETER = 12  # weights and AdamW's moments, while a run trains; the one before is still there
-SPARE_BYTES = 2 * 2**30  # records, rollouts, logs
 
 
 @dataclass(frozen=True)
@@ -134,12 +131,8 @@ def _memory(plan: Plan) -> Finding:
 
 
 def _disk(plan: Plan) -> Finding:
-    """Free space against runs that are exported and one that trains; shapes that are not known count nothing."""
-    shapes = [(model.name, find_shape(model)) for model in plan.study.models]
-    known = {name: shape.parameters for name, shape in shapes if shape is not None}
-    runs = sum(known.get(run.model, 0) for run in plan.runs) * RUN_BYTES_PER_PARAMETER
-    kept = 1 + plan.study.machine.checkpoints_kept
-    needed = runs + max(known.values(), default=0) * CHECKPOINT_BYTES_PER_PARAMETER * kept + SPARE_BYTES
+    """Free space against models, runs and one that trains; shapes that are not known count nothing."""
+    needed = disk_of(plan, runs_at_once=1).results
     folder = plan.root.resolve()
     while not folder.exists():
         folder = folder.parent

@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from uniapl.distributed import device
 from uniapl.entry import run_guarded, working_on
 from uniapl.evaluate_tasks import CHANGES, OWN_TASKS, load_tasks, task_manager
 from uniapl.likelihood import Likelihood, completion_likelihoods
+from uniapl.model_card import NATIVE, update_cards
 from uniapl.plan import in_share
 from uniapl.provenance import code_version, content_hash, read_config, write_manifest, write_whole
 from uniapl.records import HELDOUT_LOG, Sample, read_demonstrations, write_jsonl
@@ -51,6 +53,7 @@ class Entry:
     directory: Path
     config: dict[str, Any]
     weights: Path
+    name: str  # of the weights: their folder below the study's root
 
     @property
     def title(self) -> str:
@@ -97,7 +100,10 @@ def pending(index: dict[str, Any], root: Path, *, share: str) -> list[Entry]:
         if not (owner / "manifest.json").exists():
             raise ValueError(f"{owner} is not finished, so it cannot be evaluated; run snakemake, which makes it")
         identity = {key: row[key] for key in ("model", "method", "variant", "seed")}
-        entries.append(Entry(**identity, directory=directory, config=read_config(directory), weights=weights))
+        name = str(weights.relative_to(root))
+        entries.append(
+            Entry(**identity, directory=directory, config=read_config(directory), weights=weights, name=name)
+        )
     return entries
 
 
@@ -135,10 +141,12 @@ def open_engine(
 def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
     """Evaluate one model: answers, verdicts, log-probs; writes its directory and returns the tasks' accuracies."""
     import lm_eval
+    from lm_eval.loggers import EvaluationTracker
 
     from uniapl.evaluate_lm import EngineLM
 
     harness: Any = lm_eval
+    tracker = EvaluationTracker(output_path=str(entry.directory / NATIVE / "results.json"))
 
     started = time.perf_counter()
     is_base = entry.weights == engine.base_weights
@@ -153,12 +161,14 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
         model=lm, tasks=tasks, task_manager=engine.manager, apply_chat_template=True, bootstrap_iters=BOOTSTRAPS,
         limit=entry.config["evaluation"].get("limit"),
         random_seed=None, numpy_random_seed=None, torch_random_seed=None,
+        evaluation_tracker=tracker, model_args={"pretrained": entry.name},
     )  # fmt: skip
     assert results is not None
+    answers = results.pop("samples")
     summary: dict[str, Any] = {}
     recorded = [task for task in entry.config["evaluation"]["tasks"] if task in RECORDED]
     for task in recorded:
-        samples = results["samples"][task]
+        samples = answers[task]
         taken = [lm.samples[s["arguments"][0][0], s["arguments"][0][1]["max_gen_toks"]] for s in samples]
         rows = [record(s, sample) for s, sample in zip(samples, taken, strict=True)]
         if task in SCORED:
@@ -169,6 +179,7 @@ def evaluate_one(engine: Engine, entry: Entry) -> dict[str, Any]:
         write_jsonl(entry.directory / "expert.jsonl", expert_rows(engine, model, is_base=is_base))
     changes = {task: CHANGES[task] for task in entry.config["evaluation"]["tasks"] if task in CHANGES}
     write_whole(entry.directory / "results.json", results_text(results, changes))
+    save_native(tracker, results, answers, entry.directory / NATIVE)
     seconds = time.perf_counter() - started
     outputs = {
         "model": entry.model, "method": entry.method, "variant": entry.variant, "seed": entry.seed, "tasks": summary,
@@ -272,6 +283,17 @@ def results_text(results: Any, changes: dict[str, str]) -> str:
     return json.dumps(kept | {"changes": changes}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def save_native(tracker: Any, results: dict[str, Any], answers: dict[str, Any], folder: Path) -> None:
+    """Let lm-eval write its own file, FOLDER/results_<date>.json, which other tools read.
+
+    Raise ValueError where it did not: it only warns.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # of an evaluation that was killed
+    tracker.save_results_aggregated(results=results, samples=answers)
+    if not list(folder.glob("results_*.json")):
+        raise ValueError(f"{folder}: lm-eval wrote no results file; free some disk space and run snakemake again")
+
+
 def log_heldout(root: Path, entry: Entry, summary: dict[str, Any]) -> None:
     """Append one line per held-out task: how often held-out prompts were looked at is part of the result."""
     lines = []
@@ -323,6 +345,9 @@ def evaluate_study(study_file: Path, *, share: str = WHOLE, machine: MachineSpec
                 left = (time.perf_counter() - started) / done * (len(entries) - done)
                 took = f"{time.perf_counter() - one:.0f} s, about {left / 60:.0f} min left"
                 console.print(f"evaluate {done}/{len(entries)}: {entry.title}: {shown(summary) or 'done'}; {took}")
+    # Of all finished runs, since the base model's scores beside them may be another share's, and since the evaluation
+    # before may have been killed just here.
+    update_cards(root, [row["run"] for row in index["evaluations"] if row["run"]])
 
 
 def main() -> None:

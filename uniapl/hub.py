@@ -57,7 +57,10 @@ def sources_of(study: Study) -> list[Source]:
     judge = study.discriminator
     if isinstance(judge, PolarSpec) and judge.source == "hub":
         found.append(Source("model", judge.location, str(judge.revision)))
-    for benchmark in study.evaluation.benchmarks.values():
+    training = study.data.if_rlvr
+    if training is not None and not training.location:
+        found.append(Source("dataset", training.hub, training.revision, ("**/*.parquet", "*.parquet", "README.md")))
+    for benchmark in [*study.evaluation.benchmarks.values(), *study.data.benchmarks.values()]:
         if benchmark.hub and not benchmark.location:
             patterns = tuple(pattern.replace("{subject}", "*") for pattern in benchmark.files.values())
             found.append(Source("dataset", benchmark.hub, str(benchmark.revision), patterns))

@@ -13,9 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from uniapl.config import IFRLVRSpec
 from uniapl.constraints import known_kinds
 from uniapl.constraints.verify import undecided
+from uniapl.layers import CONFIG
 from uniapl.records import Constraint, Prompt
+from uniapl.shapes import snapshot_folder
 
 LICENCE = "ODC-BY"
 TEXT_CHARACTERS = 20_000  # of a prompt
@@ -23,11 +26,27 @@ LITERAL_CHARACTERS = 20_000  # of a ground truth
 MOST_CONSTRAINTS = 8
 
 
+def folder_of(spec: IFRLVRSpec) -> Path:
+    """Where the data lie: a folder that the config names, or the hub's cache. Raise ValueError where neither is."""
+    folder = (
+        CONFIG.parent / spec.location if spec.location else snapshot_folder(spec.hub, spec.revision, kind="dataset")
+    )
+    if not folder.is_dir():
+        remedy = "mend data.if_rlvr.location" if spec.location else "run: uniapl fetch --scale paper"
+        raise ValueError(f"IF-RLVR's training set is not at {folder}; {remedy}, or set data.if_rlvr to null")
+    return folder
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Its parquet files."""
+    return sorted(folder.glob("**/*.parquet"))
+
+
 def rows_of(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of the parquet files below a folder. Raise ValueError where there are none or a column is missing."""
     from pyarrow import ArrowInvalid, parquet
 
-    files = sorted(folder.glob("**/*.parquet"))
+    files = files_of(folder)
     if not files:
         raise ValueError(f"{folder}: no parquet file of IF-RLVR's training set; run: uniapl fetch --scale paper")
     for file in files:

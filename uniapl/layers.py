@@ -287,6 +287,12 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     tasks = _listed(_mapping(merged, "evaluation", COMMAND_LINE).get("tasks") or [])
     wanted = [str(task) for task in tasks if task in available("evals") and task not in GENERATED_WITH_DATA]
     benchmarks = {task: load_benchmark(task, layers) for task in wanted}
+    shared = [str(name) for name in _listed(_mapping(merged, "data", COMMAND_LINE).get("decontaminate_against") or [])]
+    for name in shared:
+        if name not in available("evals"):
+            origin, known = _origin(layers, ("data", "decontaminate_against")), ", ".join(available("evals"))
+            raise ConfigError(f"{origin}: data.decontaminate_against = {name!r}: unknown; known: {known}")
+    avoided = {name: load_benchmark(name, layers) for name in shared}
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
         origin, name = _origin(layers, ("stages",)), min(unknown)
@@ -294,7 +300,8 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     layers = [(origin, _without_benchmarks(values)) for origin, values in layers]
     study: Study = validate(Study, _with_resolved(layers, resolved))
     evaluation = study.evaluation.model_copy(update={"benchmarks": benchmarks})
-    study = study.model_copy(update={"evaluation": evaluation})
+    data = study.data.model_copy(update={"benchmarks": avoided})
+    study = study.model_copy(update={"evaluation": evaluation, "data": data})
     for path, override in study.paths.items():
         last = path.split(".")[-1]
         base = load_stage(last, layers, _origin(layers, ("paths", path))).model_dump()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uniapl.config import ConfigError, ModelSpec, StageSpec, Study
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec
 from uniapl.layers import load_ablation, load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
@@ -64,6 +64,7 @@ class Plan:
     study: Study
     root: Path
     data: Artifact
+    autoif: Artifact | None = None
     models: dict[str, Artifact] = field(default_factory=dict)
     demonstrations: dict[str, Artifact] = field(default_factory=dict)
     discriminators: dict[str, Artifact] = field(default_factory=dict)
@@ -76,7 +77,13 @@ class Plan:
 
     def artifacts(self) -> list[Artifact]:
         """All directories that get a config.json."""
-        shared = [self.data, *self.models.values(), *self.demonstrations.values(), *self.discriminators.values()]
+        shared = [
+            self.data,
+            *([self.autoif] if self.autoif else []),
+            *self.models.values(),
+            *self.demonstrations.values(),
+            *self.discriminators.values(),
+        ]
         return [*shared, *self.runs, *self.evaluations]
 
     def run_by_directory(self, directory: str | Path) -> Run:
@@ -100,8 +107,13 @@ def stage_of_path(study: Study, path: tuple[str, ...], overrides: dict[str, Any]
 def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Plan:
     """Lay out a study below `results/<scale>`. `sampler` and `compute` are what `auto` resolved to on this machine."""
     root = results / study.scale
-    data = _artifact(root, "data", "", {"data": study.data.model_dump()})
-    plan = Plan(study, root, data)
+    expert = {"teacher": study.teacher.model_dump(exclude={"access"})}
+    autoif = None
+    if study.data.autoif is not None:
+        asked = expert if study.data.autoif.items is None else {}
+        autoif = _artifact(root, "autoif", "", {"autoif": study.data.autoif.model_dump()} | asked)
+    prompts = data_config({"data": study.data.model_dump()} | expert)
+    plan = Plan(study, root, _artifact(root, "data", "", prompts), autoif)
     engine = study.sampler.model_dump() | {"kind": sampler}
     for model in study.models:
         shared = {
@@ -112,7 +124,7 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
             "compute": compute,
         }
         plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
-        teacher = shared | {"teacher": study.teacher.model_dump(exclude={"access"})}
+        teacher = shared | expert
         plan.demonstrations[model.name] = _artifact(root, "demonstrations", model.name, teacher)
         judged = teacher | {"discriminator": study.discriminator.model_dump()}
         plan.discriminators[model.name] = _artifact(root, "discriminator", model.name, judged)
@@ -129,6 +141,13 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
                     run = _add_run(plan, model, common, path, f"{name}.{variant}", seed, overrides)
                     _add_evaluation(plan, model, shared, teacher, run, ablation["method"], f"{name}.{variant}", seed)
     return plan
+
+
+def data_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of the prompts that a run's config names; the teacher is part of it where it makes AutoIF's."""
+    autoif = config["data"].get("autoif")
+    keys = ("data", "teacher") if autoif and autoif["items"] is None else ("data",)
+    return {key: config[key] for key in keys}
 
 
 def _add_run(
@@ -197,7 +216,19 @@ def references_of(study: Study) -> dict[str, Any]:
         model.name: [one.model_dump() for one in spec.models.get(model.name, ()) if one.task in study.evaluation.tasks]
         for model in study.models
     }
-    return {"tolerance_points": spec.tolerance_points, "models": {name: rows for name, rows in found.items() if rows}}
+    compared = [
+        one.model_dump() for one in spec.compared
+        if one.task in study.evaluation.tasks and one.teacher in (None, teacher_model(study.teacher))
+    ]  # fmt: skip
+    models = {name: rows for name, rows in found.items() if rows}
+    return {"tolerance_points": spec.tolerance_points, "models": models, "compared": compared}
+
+
+def teacher_model(teacher: TeacherSpec) -> str | None:
+    """Hub id or folder of the model that is the expert; None for the editor."""
+    if isinstance(teacher, EditorSpec):
+        return None
+    return teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
 
 
 def study_index(plan: Plan) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -103,12 +102,9 @@ def peak_memory_bytes() -> int:
 
 
 def write_manifest(
-    directory: Path, *, config: Any, outputs: dict[str, Any], seconds: float, names: Sequence[str] = ("manifest.json",)
+    directory: Path, *, config: Any, outputs: dict[str, Any], seconds: float, name: str = "manifest.json"
 ) -> None:
-    """Write manifest.json, always the last file of a directory. `outputs` holds the stage's own counts and figures.
-
-    `names` are the files that hold it, in the order of writing.
-    """
+    """Write manifest.json, always the last file of a directory. `outputs` holds the stage's own counts and figures."""
     manifest = {
         "config_hash": content_hash(config),
         "code": code_version(),
@@ -120,8 +116,7 @@ def write_manifest(
         **outputs,
     }
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    for name in names:
-        write_whole(directory / name, text)
+    write_whole(directory / name, text)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+LONGEST_LINE = 64 << 20  # bytes of a JSON line; a row of anything here is far below
 HELDOUT_LOG = "heldout_log.jsonl"  # in a study's root: one line for every look at held-out prompts
 
 
@@ -130,10 +131,12 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object); blank lines and a byte order mark are skipped.
 
-    Raise ValueError naming file and line where a line is not a JSON object in UTF-8.
+    Raise ValueError naming file and line where a line is not a JSON object in UTF-8, or longer than any of ours.
     """
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB; mend or remove this line")
             if not line.strip() or (number == 1 and not line.removeprefix(BOM_UTF8).strip()):
                 continue
             try:

@@ -15,7 +15,7 @@ from uniapl.advantages import (
     group_advantages,
 )
 from uniapl.config import StageSpec
-from uniapl.constraints import verify
+from uniapl.constraints import verify_all
 from uniapl.records import Demonstration, Prompt, Rollout, Sample, TokenSequence
 from uniapl.seeding import stream_seed
 
@@ -71,11 +71,11 @@ def collect(
 
 def judge(groups: Sequence[Group]) -> None:
     """Set reward (1.0 where all constraints hold, else 0.0), or status where a verdict could not be computed."""
-    for prompt, rollouts in groups:
-        for rollout in rollouts:
-            verdict = verify(prompt.constraints, rollout.text)
-            rollout.status, rollout.followed = verdict.status, verdict.followed
-            rollout.reward = None if verdict.passed is None else float(verdict.passed)
+    pairs = [(prompt, rollout) for prompt, rollouts in groups for rollout in rollouts]
+    verdicts = verify_all([(prompt.constraints, rollout.text) for prompt, rollout in pairs])
+    for (_, rollout), verdict in zip(pairs, verdicts, strict=True):
+        rollout.status, rollout.followed = verdict.status, verdict.followed
+        rollout.reward = None if verdict.passed is None else float(verdict.passed)
 
 
 def score(groups: Sequence[Group], discriminator: Scores, demonstrations: dict[str, Demonstration]) -> None:

@@ -16,13 +16,14 @@ from typing import Any, NoReturn
 import pandas as pd
 import torch
 
-from uniapl import chat, distributed, models
+from uniapl import chat, distributed, models, tracking
 from uniapl.checkpoint import Checkpoints, remove_checkpoints
 from uniapl.config import DataSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec, read_discriminator
 from uniapl.data import draw, policy_prompts, read_prompts
 from uniapl.discriminator import load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
 from uniapl.entry import LEASE, Interruption, SharedError, run_stage
+from uniapl.model_card import CARD, write_card
 from uniapl.provenance import config_hash_of, read_manifest, write_manifest, write_whole
 from uniapl.records import Demonstration, Prompt, Rollout, TokenSequence, read_demonstrations, write_jsonl
 from uniapl.rollouts import (
@@ -38,6 +39,7 @@ from uniapl.rollouts import (
 )
 from uniapl.runlog import Clock, Progress, RunLog, metrics_row, read_rows
 from uniapl.sampler import Sampler, make_sampler
+from uniapl.tracking import Trackers
 from uniapl.update import NotFiniteError, Policy, coefficients_at, make_policy, probe, update
 
 FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
@@ -236,6 +238,8 @@ def main(
         name = ".".join(s["name"] for s in config["path"])
         if already_finished(directory, name=name, ranks=ranks):
             return distributed.stop(ranks)
+        if lacking := tracking.missing(machine.log_to):
+            raise SharedError(lacking)
         stage = StageSpec(title=config["path"][-1]["name"], **config["path"][-1])
         first = models.weights_directory(model)
         start = first if parent is None else parent / "model"
@@ -259,7 +263,8 @@ def main(
             directory, config_hash_of(directory), ranks,
             kept=machine.checkpoints_kept, background=policy.device.type == "cuda",
         )  # fmt: skip
-        run_steps(loop, checkpoints, name=name)
+        with Trackers(machine.log_to if ranks.first else (), directory, config) as trackers:
+            run_steps(loop, checkpoints, trackers, name=name)
         finish(loop, config, name=name, parent=parent)
         if ranks.first:
             clean_up(directory)
@@ -275,9 +280,17 @@ def already_finished(directory: Path, *, name: str, ranks: Ranks) -> bool:
         return False
     if ranks.first:
         print(f"{name}: finished before; to train it again, remove {directory}", flush=True)
-        write_whole(directory / "manifest.json", finished.read_text(encoding="utf-8"))
+        close(directory)
         clean_up(directory)
     return True
+
+
+def close(directory: Path) -> None:
+    """Give the export its model card, which has no scores yet, and the run its manifest, last."""
+    text = (directory / FINISHED).read_text(encoding="utf-8")
+    if not (directory / "model" / CARD).exists():
+        write_card(directory, json.loads(text))
+    write_whole(directory / "manifest.json", text)
 
 
 def clean_up(directory: Path) -> None:
@@ -286,7 +299,7 @@ def clean_up(directory: Path) -> None:
     remove_checkpoints(directory)
 
 
-def run_steps(loop: Loop, checkpoints: Checkpoints, *, name: str) -> None:
+def run_steps(loop: Loop, checkpoints: Checkpoints, trackers: Trackers, *, name: str) -> None:
     """All steps from the newest checkpoint on, with log and progress; leaves the process where it was interrupted."""
     policy, ranks = loop.policy, loop.policy.ranks
     ranks.mark("loading the checkpoint")
@@ -298,6 +311,7 @@ def run_steps(loop: Loop, checkpoints: Checkpoints, *, name: str) -> None:
     if ranks.first:
         metrics = RunLog(loop.directory / "metrics.jsonl", resumed_step=done)
         kept = RunLog(loop.directory / "rollouts.jsonl", resumed_step=done)
+        trackers.start(read_rows(metrics.path))
         progress = Progress(name, done, loop.stage.steps, print)
     for step in range(done, loop.stage.steps):
         try:
@@ -306,6 +320,7 @@ def run_steps(loop: Loop, checkpoints: Checkpoints, *, name: str) -> None:
             save_and_leave(loop, checkpoints, step, name=name)
         if ranks.first:
             metrics.append(row)
+            trackers.write(row)
             for rollout in kept_rollouts(step + 1, groups):
                 kept.append(rollout)
             progress.line(row)
@@ -362,8 +377,9 @@ def finish(loop: Loop, config: dict[str, Any], *, name: str, parent: Path | None
     }  # fmt: skip
     write_manifest(
         directory, config=config, outputs=json.loads(json.dumps(outputs)), seconds=own["train_seconds"],
-        names=(FINISHED, "manifest.json"),
+        name=FINISHED,
     )  # fmt: skip
+    close(directory)
 
 
 if __name__ == "__main__":

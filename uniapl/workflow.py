@@ -21,13 +21,14 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from uniapl import hub, leases
+from uniapl import hub, leases, tracking
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, Study, TeacherSpec, VLLMSpec
-from uniapl.estimate import refuse_too_large
+from uniapl.estimate.memory import refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
+from uniapl.sandbox import offered
 
 SCALES = ("smoke", "laptop", "paper")
 TARGETS = ("all", "matrix", "ablations")
@@ -84,6 +85,8 @@ def missing_here(study: Study) -> list[str]:
     variable = study.teacher.access.key_variable if isinstance(study.teacher, EndpointSpec) else None
     if variable and not os.environ.get(variable):
         missing.append(f"the teacher's key in the environment variable {variable}")
+    if not missing and study.data.autoif is not None and not offered():  # last, since trying it takes a second
+        missing.append("a sandbox for code that a model wrote (install bubblewrap)")
     return missing
 
 
@@ -162,6 +165,12 @@ def check_memory(plan: Plan) -> None:
     refuse_too_large(plan, gpus=gpu_memories(), host_bytes=psutil.virtual_memory().total)
 
 
+def check_tracking(plan: Plan) -> None:
+    """Raise ConfigError where what `machine.log_to` asks for cannot be had here."""
+    if lacking := tracking.missing(plan.study.machine.log_to):
+        raise ConfigError(lacking)
+
+
 def read_released(root: Path) -> dict[str, Any]:
     """The index of released results. Raise ConfigError where this scale has none."""
     path = root / "study.json"
@@ -178,6 +187,14 @@ def announce(plan: Plan, *, note: str | None) -> None:
         print(fallback, file=sys.stderr, flush=True)
 
 
+def jobs_at_once(scale: str) -> int:
+    """Trainings, or shares of the evaluation, that run side by side where no GPUs decide it.
+
+    Two small models on half of the cores each are faster than one after the other on all of them.
+    """
+    return 1 if scale == "paper" else 2
+
+
 def teacher_gpus(teacher: TeacherSpec) -> int:
     """GPUs that make demonstrations, where there are any: a local teacher's, else one for the base model's drafts."""
     return teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) else 1
@@ -192,7 +209,9 @@ def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:
     """For every directory that a rule fills: the directories that its stage reads, by the name of their option."""
     reads: dict[str, dict[str, Path]] = {}
     for plan in plans.values():
-        reads[str(plan.data.directory)] = {}
+        reads[str(plan.data.directory)] = {"autoif": plan.autoif.directory} if plan.autoif else {}
+        if plan.autoif:
+            reads[str(plan.autoif.directory)] = {}
         for name, model in plan.models.items():
             base = {"model": model.directory, "data": plan.data.directory}
             taught = base | {"demonstrations": plan.demonstrations[name].directory}

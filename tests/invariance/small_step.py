@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uniapl import models, train
-from uniapl.config import MachineSpec, StageSpec, TrainSpec
+from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.generate import generate_split
 from uniapl.layers import load_study
 from uniapl.models import weights_directory
@@ -72,15 +72,19 @@ class Setting:
 
 def make_setting(directory: Path) -> Setting:
     """The smoke study's tiny model, made in a directory, and prompts with an answer."""
-    study = load_study("smoke")
-    models.main(directory, {"model": next(m for m in study.models if m.name == "tiny_qwen3").model_dump()})
-    data = study.data.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
+    models.main(directory, {"model": tiny_model().model_dump()})
+    data = load_study("smoke").data.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
     prompts = generate_split(data, "train", 16)
     demonstrations = [
         Demonstration(p.id, p.split, 0, f"Here is {p.topic}, in {i + 3} plain words.", "", (), (True,), 10)
         for i, p in enumerate(prompts)
     ]
     return Setting(directory, prompts, demonstrations)
+
+
+def tiny_model() -> ModelSpec:
+    """The smoke study's smaller model."""
+    return next(model for model in load_study("smoke").models if model.name == "tiny_qwen3")
 
 
 class Run:
@@ -96,7 +100,8 @@ class Run:
         }  # fmt: skip
         self.config = {
             "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**settings).model_dump(), "data": data,
-            "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1},
+            "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1}, "scale": "smoke",
+            "model": tiny_model().model_dump(), "teacher": {"kind": "editor", "drafts": "canned"},
         } | (config or {})  # fmt: skip
         self.root, self.model_directory = root, setting.model_directory
         write_jsonl(root / "train.jsonl", setting.prompts)
@@ -111,9 +116,9 @@ class Run:
             "model": self.model_directory, "data": self.root, "demonstrations": self.root, "discriminator": self.root,
         }  # fmt: skip
 
-    def train(self) -> None:
+    def train(self, machine: MachineSpec | None = None) -> None:
         """What `python -m uniapl.train` calls."""
-        train.main(self.directory, self.config, **self.inputs())
+        train.main(self.directory, self.config, **self.inputs(), machine=machine)
 
     def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
         """Rows without times, the weights' hash, and the kept rollouts."""

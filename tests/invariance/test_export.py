@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.invariance.open_export import OPENED, lm_eval_answers
 from tests.invariance.small_step import Run, make_setting, stage_spec
 from tests.invariance.test_ranks import ROOT, launch
-from uniapl import chat
+from uniapl import chat, train
+from uniapl.distributed import ALONE
 from uniapl.models import load_policy, load_tokenizer, weights_directory
 from uniapl.sampler import explain_fallback
 from uniapl.sampler_vllm import ENGINE_SETTINGS
@@ -69,6 +70,19 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     assert sum(a != b for a, b in zip(answers, before, strict=True)) >= PROMPTS / 3, "training changed hardly an answer"
     assert len(set(map(tuple, answers))) >= PROMPTS / 3
     return Exported(run.directory / "model", texts, prompts, answers)
+
+
+def test_an_export_carries_a_card_from_the_first_moment_and_a_finished_run_gets_it_again(exported: Exported) -> None:
+    run, card = exported.folder.parent, exported.folder / "README.md"
+    text, manifest = card.read_text(), (run / "manifest.json").read_text()
+    assert "not for production" in text
+    assert "`0.7 L_grpo / N_grpo + 0.3 L_sft / N_sft + 0.5 L_adv / N_adv`" in text
+    assert "Not evaluated so far" in text
+    card.unlink()
+    (run / "manifest.json").unlink()  # as a snakemake that is killed just then does
+    assert train.already_finished(run, name="run", ranks=ALONE)
+    assert card.read_text() == text
+    assert (run / "manifest.json").read_text() == manifest
 
 
 def test_transformers_gives_the_same_greedy_answers(exported: Exported) -> None:

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,10 @@ from tests.invariance.small_step import (
     without,
 )
 from uniapl import train
+from uniapl.config import MachineSpec
+from uniapl.entry import SharedError
 from uniapl.runlog import read_rows
+from uniapl.tracking import PACKAGES
 
 ADVERSARIAL = ("adv/score_mean", "adv/utility_mean")
 Outcome = tuple[list[Row], dict[str, torch.Tensor]]
@@ -92,6 +97,22 @@ def adversarial_run(root: Path, setting: Setting) -> Run:
     return Run(root, setting, stage_spec("uniapl", mu=0.2, lambda_adv=0.3))
 
 
+def train_until_killed(run: Run, monkeypatch: pytest.MonkeyPatch, machine: MachineSpec | None = None) -> None:
+    """Train; the kill comes in the fourth step, whose update is made."""
+    real_update = train.update
+
+    def killed_update(*arguments: Any, **named: Any) -> Any:
+        result = real_update(*arguments, **named)
+        if named["step"] == 3:
+            raise Killed
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update", killed_update)
+        with pytest.raises(Killed):
+            run.train(machine)
+
+
 @pytest.fixture(autouse=True)
 def real_discriminator_replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The runs score with a stand-in; signal handlers are put back."""
@@ -120,18 +141,8 @@ def test_a_killed_run_resumes_to_the_same_bits(
     setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Checkpoints stand after steps 2 and 4. The kill comes in the fourth step, so the third is made again.
-    run, real_update = adversarial_run(tmp_path, setting), train.update
-
-    def killed_update(*arguments: Any, **named: Any) -> Any:
-        result = real_update(*arguments, **named)
-        if named["step"] == 3:
-            raise Killed
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "update", killed_update)
-        with pytest.raises(Killed):
-            run.train()
+    run = adversarial_run(tmp_path, setting)
+    train_until_killed(run, monkeypatch)
     assert len(read_rows(run.directory / "metrics.jsonl")) == 3
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000002"]
     assert not (run.directory / "manifest.json").exists()
@@ -158,3 +169,31 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000003"]
     run.train()
     assert run.outcome() == undisturbed
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason=f"pip install {PACKAGES['tensorboard']}")
+def test_tensorboard_shows_the_log_of_a_killed_run_and_changes_nothing(
+    setting: Setting, undisturbed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulators: Any = import_module("tensorboard.backend.event_processing.event_accumulator")
+    run, machine = adversarial_run(tmp_path, setting), MachineSpec.model_validate({"log_to": ["tensorboard"]})
+    train_until_killed(run, monkeypatch, machine)
+    run.train(machine)
+    assert run.outcome() == undisturbed
+    events = accumulators.EventAccumulator(str(run.directory / "tensorboard"), purge_orphaned_data=False)
+    events.Reload()
+    for name in ("reward/mean", "loss/adv", "kl/start_nats"):
+        rows = [row for row in read_rows(run.directory / "metrics.jsonl") if row[name] is not None]
+        points = events.Scalars(name)
+        assert [point.step for point in points] == [row["step"] for row in rows]
+        assert [point.value for point in points] == pytest.approx([row[name] for row in rows])
+
+
+def test_a_tracker_that_is_not_installed_stops_a_run_before_anything_is_loaded(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = adversarial_run(tmp_path, setting)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(train, "open_policy", lambda *_, **__: pytest.fail("weights were loaded"))
+    with pytest.raises(SharedError, match=r"pip install tensorboard==2\.21\.0"):
+        run.train(MachineSpec.model_validate({"log_to": ["tensorboard"]}))

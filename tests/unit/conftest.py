@@ -80,18 +80,20 @@ def build_study(
     tasks: Sequence[str] = ("heldout", "ifbench"),
     results: dict[str, Any] | None = None,
     references: dict[str, Any] | None = None,
+    compared: Sequence[dict[str, Any]] = (),
+    claims: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a finished study below root and return its index. `variants`: ablations of uniapl, prompts each solves."""
     index: dict[str, Any] = {
         "scale": "laptop", "tasks": list(tasks), "max_new_tokens": CAP, "ifbench_max_new_tokens": CAP,
         "claims": {"confidence": 0.95, "kept_margin_points": 2.0, "distance_margin": 0.0, "degrade_points": 2.0,
-                   "num_resamples": 199, "seed": 0},
+                   "num_resamples": 199, "seed": 0} | (claims or {}),
         "models": {m: {"title": f"model {m}", "directory": f"models/{m}-00000000"} for m in models},
         "data": "data/00000000",
         "demonstrations": {m: f"demonstrations/{m}-00000000" for m in models},
         "discriminators": {m: f"discriminator/{m}-00000000" for m in models},
         "stages": {"sft": "SFT", "grpo": "GRPO", "uniapl": "UniAPL"}, "evaluations": [], "runs": [],
-        "limit": None, "references": {"tolerance_points": 5.0, "models": references or {}},
+        "limit": None, "references": {"tolerance_points": 5.0, "models": references or {}, "compared": list(compared)},
     }  # fmt: skip
     _json(root / index["data"] / "manifest.json", PROVENANCE | {"counts": {"train": 40, "heldout": NUM_HELDOUT}})
     for model in models:

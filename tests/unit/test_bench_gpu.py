@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import peak_flops
 from bench.shapes import SHAPES, random_model, random_rows, update_flops
+from uniapl.estimate.gpus import peak_flops
 from uniapl.sampler import explain_fallback
 
 ROOT = Path(__file__).resolve().parents[2]

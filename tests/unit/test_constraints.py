@@ -12,7 +12,7 @@ from itertools import combinations
 import pytest
 
 from uniapl.config import DataSpec
-from uniapl.constraints import KINDS, draw_constraints, known_kinds, verify
+from uniapl.constraints import KINDS, draw_constraints, functions, known_kinds, verify, verify_all
 from uniapl.constraints.drawing import kinds_conflict, kinds_of, parameters_conflict
 from uniapl.constraints.verify import Verdict, loose_variants
 from uniapl.records import Constraint
@@ -67,6 +67,9 @@ EXAMPLES = [
     ("format:title_case", {}, "Bees Hum In Summer.", "Bees hum in Summer."),
     ("format:thesis", {}, "<i>Bees matter.</i> They hum.", "*Bees matter.* They hum."),
     ("format:output_template", {}, "My Answer: a\nMy Conclusion: b\nFuture Outlook: c", "My Answer: a"),
+    ("language:response_language", {"language": "de"}, "Die Bienen summen im Garten.", "The bees hum in the garden."),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "Name a bee."}, "name a BEE. Maja.", "Maja. Name a bee."),
+    ("detectable_format:constrained_response", {}, "My answer is no.", "No."),
 ]  # fmt: skip
 
 
@@ -83,7 +86,10 @@ def test_every_kind_of_the_registry_has_an_example_and_a_verifier():
 
 
 def test_registry_has_the_sizes_that_the_study_promises():
-    seen_ifeval = [k for k in KINDS.values() if k.seen and k.family == "ifeval"]
+    assert set(kinds_of("seen", "ifeval")) == {name for name, kind in KINDS.items() if kind.family == "ifeval"}
+    assert len(kinds_of("seen", "ifeval")) == 25
+    assert not set(kinds_of("seen", "ifeval")) & set(kinds_of("unseen", "ifeval"))
+    seen_ifeval = [KINDS[name] for name in kinds_of("seen", "study") if KINDS[name].family == "ifeval"]
     unseen = [k for k in KINDS.values() if not k.seen]
     assert 14 <= len(seen_ifeval) <= 16
     assert any(k.seen and k.family == "ifbench" for k in KINDS.values())
@@ -295,7 +301,7 @@ def test_constraints_that_need_more_than_the_cap_are_not_drawn():
 
 
 def test_wordings_state_every_parameter():
-    for name in (*kinds_of("seen", coin_flip=False), *kinds_of("unseen", coin_flip=False)):
+    for name in (*kinds_of("seen", "study"), *kinds_of("unseen", "study")):
         rng = random.Random(name)
         for _ in range(20):
             kwargs = KINDS[name].draw(rng, 96, ("hive", "honey", "swarm", "smoke"))
@@ -310,3 +316,41 @@ def test_wordings_state_every_parameter():
 def test_an_unknown_group_is_an_error():
     with pytest.raises(ValueError, match="group 'other' is unknown"):
         draw_constraints(random.Random(0), SPEC, "other")
+
+
+LOWER = ["def evaluate(r):\n    return r.islower()", "def evaluate(response):\n    return response == response.lower()"]
+
+
+def written_by_a_model(*sources):
+    return Constraint(functions.KIND, {"functions": list(sources)})
+
+
+def test_functions_that_a_model_wrote_judge_where_they_agree():
+    constraints = [written_by_a_model(*LOWER), Constraint("punctuation:no_comma", {})]
+    answers = ["all low", "All, high", "", "all, low"]
+    judged = verify_all([(constraints, answer) for answer in answers])
+    assert [one.followed for one in judged] == [(True, True), (False, False), (False, False), (True, False)]
+    assert judged == [verify(constraints, answer) for answer in answers]
+    assert {one.status for one in judged} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("sources", "answer", "status"),
+    [
+        (LOWER, "123", "unavailable: autoif:functions: its functions disagree"),
+        (["def evaluate(r): return r[99]"], "a", "unavailable: autoif:functions: error: IndexError"),
+        (["def evaluate(r): return 'true'"], "a", "unavailable: autoif:functions: not_bool"),
+        ([LOWER[0], "def evaluate(r):\n    while True: pass"], "a", "unavailable: autoif:functions: timeout"),
+    ],
+)
+def test_functions_without_a_verdict_are_a_status_and_never_a_failure(sources, answer, status):
+    judged = verify([written_by_a_model(*sources), Constraint("punctuation:no_comma", {})], answer)
+    assert judged.status.startswith(status)
+    assert judged.followed == (None, True)
+    assert judged.passed is None
+
+
+def test_loosely_one_variant_that_follows_is_enough_for_functions_too():
+    constraint = written_by_a_model(*LOWER)
+    assert verify([constraint], "Sure:\nall low").followed == (False,)
+    assert verify([constraint], "Sure:\nall low", strict=False).followed == (True,)

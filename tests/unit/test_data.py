@@ -11,9 +11,9 @@ from itertools import combinations
 
 import pytest
 
-from uniapl import data
+from uniapl import data, records
 from uniapl.config import DataSpec
-from uniapl.constraints import KINDS, verify
+from uniapl.constraints import KINDS, functions, verify
 from uniapl.constraints.drawing import kinds_conflict
 from uniapl.generate import FIXED_FORMS, FREE_FORMS, generate_split
 from uniapl.provenance import content_hash, file_sha256, read_manifest
@@ -62,7 +62,7 @@ def test_half_of_the_heldout_prompts_have_only_unseen_kinds_and_training_has_non
     shown |= {one.kind for p in generate_split(SPEC, "development", 200) for one in p.constraints}
     shown |= {one.kind for p in heldout if p.group == "seen" for one in p.constraints}
     assert not kinds & shown
-    assert shown == {name for name, kind in KINDS.items() if kind.seen}
+    assert shown == {name for name, kind in KINDS.items() if kind.seen and kind.editable}
 
 
 def test_conflicting_kinds_never_stand_in_one_prompt():
@@ -264,3 +264,80 @@ def test_more_prompts_than_there_are_is_one_clear_error(monkeypatch):
     # One topic, two tasks and at most a few hundred wordings of coin-flip parameters.
     with pytest.raises(ValueError, match=r"^only \d+ different train prompts could be drawn of 2000; ask for fewer$"):
         generate_split(SMOKE, "train", 2000)
+
+
+def test_with_ifevals_kinds_training_shows_all_25_and_half_of_the_heldout_prompts_none():
+    spec = SPEC.model_copy(update={"kinds": "ifeval", "max_new_tokens": 512})
+    shown = {one.kind for prompt in generate_split(spec, "train", 1500) for one in prompt.constraints}
+    assert shown == {name for name, kind in KINDS.items() if kind.family == "ifeval"}
+    unseen = [prompt for prompt in generate_split(spec, "heldout", 40) if prompt.group == "unseen"]
+    assert len(unseen) == 20
+    assert not shown & {one.kind for prompt in unseen for one in prompt.constraints}
+
+
+def test_what_asks_to_repeat_the_request_comes_last_and_names_all_before_it():
+    spec = SPEC.model_copy(update={"kinds": "ifeval", "max_new_tokens": 512})
+    asked = [p for p in generate_split(spec, "train", 1500) if p.constraints[-1].kind == "combination:repeat_prompt"]
+    assert len(asked) > 30
+    for prompt in asked:
+        request, text = prompt.constraints[-1].kwargs["prompt_to_repeat"], prompt.constraints[-1].text
+        assert prompt.text == f"{request} {text}"
+        assert verify(prompt.constraints[-1:], f"{request} Yes.").passed
+
+
+def test_fewer_prompts_train_policies_where_filters_left_fewer():
+    prompts = generate_split(SPEC, "train", 45)
+    assert [len(some) for some in (data.policy_prompts(prompts, SPEC), data.discriminator_prompts(prompts, SPEC))] == [
+        15, 20,
+    ]  # fmt: skip
+    assert data.discriminator_test_prompts(prompts, SPEC) == prompts[-10:]
+
+
+def written(tmp_path, **fields):
+    row = {
+        "id": "a",
+        "split": "train",
+        "text": "Hello.",
+        "constraints": [{"kind": "punctuation:no_comma", "kwargs": {}}],
+    }
+    path = tmp_path / "prompts.jsonl"
+    write_jsonl(path, [row | fields])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"constraints": [{"kind": functions.KIND, "kwargs": {}}]}, "1: autoif:functions has one parameter"),
+        ({"constraints": [{"kind": functions.KIND, "kwargs": {"functions": ["x"] * 17}}]}, "1 to 16 sources"),
+        ({"constraints": [{"kind": functions.KIND, "kwargs": {"functions": ["x" * 8001]}}]}, "at most 8000 characters"),
+        ({"constraints": [{"kind": "punctuation:no_comma", "kwargs": {}}] * 17}, "more than 16 constraints"),
+        ({"text": "x" * 200_001}, "longer than 200000 characters"),
+        ({"constraints": [{"kind": "punctuation:no_comma", "kwargs": {"a": "x" * 200_001}}]}, "are longer than 200000"),
+        ({"constraints": [{"kind": "punctuation:no_comma", "kwargs": {}, "text": 3}]}, "field 'text' must be str"),
+    ],
+)
+def test_rows_are_bounded(tmp_path, fields, message):
+    with pytest.raises(ValueError, match=message):
+        data.read_prompts(written(tmp_path, **fields))
+
+
+def test_functions_that_a_model_wrote_are_refused_with_the_remedy_where_no_sandbox_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(functions, "offered", list)
+    functions.require_sandbox.cache_clear()
+    path = written(
+        tmp_path, constraints=[{"kind": functions.KIND, "kwargs": {"functions": ["def evaluate(r): return 1"]}}]
+    )
+    try:
+        with pytest.raises(ValueError, match="cannot be run safely here; any one of these helps"):
+            data.read_prompts(path)
+    finally:
+        functions.require_sandbox.cache_clear()
+
+
+def test_a_line_longer_than_any_row_is_named_before_it_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 1 << 20)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"a": 1}\n{"b": "' + "x" * (3 << 20) + '"}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:2: longer than 1 MiB"):
+        list(records.read_jsonl(path))

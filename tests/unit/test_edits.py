@@ -84,7 +84,7 @@ def mended(kind: str, kwargs: dict[str, Any], draft: str) -> tuple[str, tuple[st
     return done.text, done.edits
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(name for name, one in KINDS.items() if one.editable))
 def test_a_draft_that_violates_a_kind_is_mended(kind: str) -> None:
     assert kind in VIOLATED, f"{kind} is new: give it an example here"
     kwargs, draft = VIOLATED[kind]

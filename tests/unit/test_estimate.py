@@ -29,7 +29,7 @@ from tests.unit.tiny_polar import write_checkpoint
 from uniapl import sampler_vllm
 from uniapl.cli import app
 from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
-from uniapl.estimate import (
+from uniapl.estimate.memory import (
     BYTES,
     VLLM_GPU_SHARE,
     Batch,
@@ -301,7 +301,7 @@ def command(*words: str) -> Any:
 
 
 def test_the_command_prints_a_table_with_its_assumptions():
-    done = command("--model", "qwen3_0_6b", "--gpu-memory-gib", "24")
+    done = command("--model", "qwen3_0_6b", "--gpu-memory-gib", "60")
     assert done.exit_code == 0, done.output
     rows = [line.split() for line in done.output.splitlines() if line.strip().startswith("qwen3_0_6b")]
     assert [row[1] for row in rows] == ["1", "2", "4", "8"]
@@ -316,8 +316,8 @@ def test_the_command_prints_a_table_with_its_assumptions():
         (["--scale", "laptop", "--kv-cache-gib", "100000"], "lower sampler.kv_cache_gib (now 100000)"),
         (["--model", "someone/something"], "the shape of something is not known"),
         (["--model", "nothing"], "models = 'nothing': unknown"),
-        ([], "either --model, for GPUs, or --scale"),
-        (["--model", "qwen3_4b", "--scale", "laptop"], "either --model, for GPUs, or --scale"),
+        ([], "either --model, for its memory on GPUs, or --scale"),
+        (["--model", "qwen3_4b", "--scale", "laptop"], "either --model, for its memory on GPUs, or --scale"),
     ],
 )
 def test_what_cannot_fit_or_be_estimated_is_one_line_and_exit_code_2(words: list[str], expected: str):

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from uniapl import chat, models
+from uniapl.cli import write_card_of
 from uniapl.config import DataSpec, ModelSpec, SamplerSpec
-from uniapl.evaluate import evaluate_study, pending, summarize
+from uniapl.evaluate import evaluate_study, pending, save_native, summarize
 from uniapl.evaluate_tasks import load_tasks, task_manager
+from uniapl.layers import load_study
 from uniapl.likelihood import completion_likelihoods
+from uniapl.plan import make_plan
 from uniapl.provenance import content_hash, read_manifest, write_whole
 from uniapl.records import Constraint, Demonstration, Prompt, read_jsonl, write_jsonl
 
@@ -27,6 +32,21 @@ LOWERCASE = Constraint("change_case:english_lowercase", {}, "Use only lowercase 
 SHORT = Constraint("length_constraints:number_words", {"num_words": 1000, "relation": "less than"}, "Be brief.")
 TAGGED = Constraint("words:start_verb", {}, "Start with a verb.")
 TEXT = "Name a river.\n\n  Use {{ braces }}, 'quotes' and a trailing space. "
+
+
+def run_config() -> dict[str, Any]:
+    """A training run of the model below: what the smoke study trains by SFT, from another model."""
+    plan = make_plan(load_study("smoke"), Path("results"), sampler="hf", compute="float32")
+    return next(run for run in plan.runs if run.path == ("sft",)).config | {"model": ModelSpec(**MODEL).model_dump()}
+
+
+RUN = f"runs/tiny/sft/main-{content_hash(run_config())}/seed0"
+RUN_MANIFEST = {
+    "code": {"commit": "c0ffee", "modified": True}, "hardware": {"cpu": "a processor", "cores": 2, "gpus": []},
+    "packages": {"torch": "2.13.0"}, "cumulative_steps": 3, "cumulative_tokens_trained": 1234,
+    "cumulative_tokens_generated": 0, "cumulative_train_seconds": 9.5, "world_size": 2, "sampler": None,
+    "weight_sha256": "abc123",
+}  # fmt: skip
 
 
 def prompt(index: int, split: str, *constraints: Constraint, group: str = "seen") -> Prompt:
@@ -49,15 +69,17 @@ def make_study(root: Path, tasks: list[str], **evaluation: Any) -> Path:
         Demonstration("train-0", "train", 0, "the po.", "the po.", (), (True,), 5),
     ]
     write_jsonl(root / "demonstrations/x/demonstrations.jsonl", [expert, *others])
-    for name in ("models/tiny-x", "runs/x/seed0"):
-        write_whole(root / name / "manifest.json", "{}")
+    write_whole(root / "models/tiny-x/manifest.json", "{}")
+    trained = run_config()
+    write_whole(root / RUN / "manifest.json", json.dumps(RUN_MANIFEST | {"config_hash": content_hash(trained)}))
+    write_whole(root / RUN / "config.json", json.dumps(trained))
     config = {
         "data": data, "sampler": SamplerSpec.model_validate({"kind": "hf", "max_sequences": 4}).model_dump(),
         "evaluation": {"tasks": tasks, "ifbench_max_new_tokens": 4} | evaluation, "compute": "float32",
     }  # fmt: skip
     rows = []
-    for method, run in (("base", None), ("sft", "runs/x/seed0")):
-        own = config | {"of": method}
+    for method, run in (("base", None), ("sft", RUN)):
+        own = config | {"of": content_hash(trained) if run else "tiny-x"}
         directory = f"evaluations/tiny/{method}/main-{content_hash(own)}/seed0"
         write_whole(root / directory / "config.json", json.dumps(own))
         row = {"model": "tiny", "method": method, "variant": "main", "seed": 0, "directory": directory, "run": run}
@@ -77,7 +99,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tokenizer = models.build_model(ModelSpec.model_validate(MODEL))
     models.save_model(model, tokenizer, root / "models/tiny-x/weights")
     models.initialize(model, seed=1, end_token_id=tokenizer.eos_token_id)
-    models.save_model(model, tokenizer, root / "runs/x/seed0/model")
+    models.save_model(model, tokenizer, root / f"{RUN}/model")
     evaluate_study(study_file)
     return root
 
@@ -121,7 +143,7 @@ def test_a_verdict_that_cannot_be_computed_is_left_out_and_counted(study: Path) 
 def test_log_probs_are_those_of_a_forward_under_each_model(study: Path) -> None:
     tokenizer = models.load_tokenizer(study / "models/tiny-x/weights")
     base = models.load_policy(study / "models/tiny-x/weights", dtype="float32")
-    trained = models.load_policy(study / "runs/x/seed0/model", dtype="float32")
+    trained = models.load_policy(study / f"{RUN}/model", dtype="float32")
     ids = chat.prompt_ids(tokenizer, f"{TEXT}0"), chat.completion_ids(tokenizer, "the rhine.")
     for directory, model in zip(directories(study), (base, trained), strict=True):
         (row,) = rows_of(directory / "expert.jsonl")
@@ -134,6 +156,85 @@ def test_log_probs_are_those_of_a_forward_under_each_model(study: Path) -> None:
     own, other = (rows_of(directory / "heldout.jsonl")[0] for directory in directories(study))
     assert own["logprob_base"] == own["logprob_trained"]
     assert abs(other["logprob_base"] - other["logprob_trained"]) > 1e-3
+
+
+def test_lm_evals_own_results_file_lies_beside_the_records(study: Path) -> None:
+    for directory, name in zip(directories(study), ("models/tiny-x/weights", f"{RUN}/model"), strict=True):
+        (file,) = (directory / "lm_eval").glob("results_*.json")
+        native = json.loads(file.read_text())
+        # What lm-eval's own command writes, and readers of its files look for.
+        assert native.keys() >= {
+            "results", "configs", "versions", "n-shot", "higher_is_better", "n-samples", "config", "date",
+            "lm_eval_version", "task_hashes", "model_name", "chat_template_sha", "total_evaluation_time_seconds",
+        }  # fmt: skip
+        assert "samples" not in native
+        assert native["model_name"] == name
+        assert native["n-shot"] == {"heldout": 0, "ifbench": 0}
+        assert native["n-samples"]["heldout"] == {"original": 3, "effective": 3}
+        assert native["configs"]["heldout"]["generation_kwargs"]["max_gen_toks"] == 6
+        assert native["versions"].keys() == native["task_hashes"].keys() == {"heldout", "ifbench"}
+        summary = read_manifest(directory)["tasks"]["heldout"]
+        assert native["results"]["heldout"]["prompt_strict,none"] == pytest.approx(summary["prompt_strict"])
+        own = json.loads((directory / "results.json").read_text())
+        assert own["results"]["heldout"] == native["results"]["heldout"]
+
+
+def test_the_exports_card_has_the_scores_and_lm_evals_file_lies_beside_it(study: Path) -> None:
+    card = ModelCard.load(study / RUN / "model" / "README.md")
+    base, own = (read_manifest(directory)["tasks"] for directory in directories(study))
+    found = {(r.dataset_type, r.metric_type): r.metric_value for r in card.data.eval_results}
+    assert found["uniapl-heldout", "inst_strict"] == pytest.approx(100 * own["heldout"]["inst_strict"], abs=1e-3)
+    shown = [f"{100 * one['heldout']['inst_strict']:.1f}%" for one in (own, base)]
+    assert f"| Held-out | instructions, strict | {' | '.join(shown)} | 3 | 0 |" in card.text
+    assert "| IFBench | prompts, strict |" in card.text
+    (copied,) = (study / RUN / "model" / "lm_eval").iterdir()
+    (native,) = (directories(study)[1] / "lm_eval").iterdir()
+    assert copied.read_bytes() == native.read_bytes()
+    assert f"(lm_eval/{native.name})" in card.text
+
+
+def test_a_card_that_a_killed_evaluation_did_not_write_is_written_by_the_next(study: Path) -> None:
+    path = study / RUN / "model" / "README.md"
+    text = path.read_text()
+    before = {file: file.stat().st_mtime_ns for file in (study / RUN).rglob("*") if file.is_file()}
+    evaluate_study(study / "study.json")
+    assert {file: file.stat().st_mtime_ns for file in (study / RUN).rglob("*") if file.is_file()} == before
+    for write in (lambda: evaluate_study(study / "study.json"), lambda: write_card_of(study / RUN)):
+        path.unlink()
+        write()
+        assert path.read_text() == text
+
+
+def test_a_card_is_of_a_finished_run(tmp_path: Path) -> None:
+    make_study(tmp_path, ["heldout"])
+    (tmp_path / RUN / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"{RUN} has no manifest.json: it was never finished"):
+        write_card_of(tmp_path / RUN)
+    with pytest.raises(ValueError, match="is no run directory; it looks like"):
+        write_card_of(tmp_path)
+
+
+def test_shares_that_finish_in_any_order_leave_the_base_models_scores_in_the_card(study: Path, tmp_path: Path) -> None:
+    text = (study / RUN / "model" / "README.md").read_text()
+    root = tmp_path / "study"
+    shutil.copytree(study, root)
+    base = directories(root)[0]
+    (base / "manifest.json").rename(base / "aside")  # as if the other share were not there yet
+    evaluate_study(root / "study.json", share="2of2")
+    assert "| Held-out | prompts, strict |" in (root / RUN / "model" / "README.md").read_text()
+    assert (root / RUN / "model" / "README.md").read_text() != text
+    (base / "aside").rename(base / "manifest.json")
+    evaluate_study(root / "study.json", share="1of2")
+    assert (root / RUN / "model" / "README.md").read_text() == text
+
+
+def test_a_results_file_that_lm_eval_could_not_write_is_an_error(tmp_path: Path) -> None:
+    from lm_eval.loggers import EvaluationTracker
+
+    (tmp_path / "file").write_text("not a folder")
+    tracker = EvaluationTracker(output_path=str(tmp_path / "file" / "results.json"))
+    with pytest.raises(ValueError, match="lm-eval wrote no results file; free some disk space"):
+        save_native(tracker, {"results": {}}, {}, tmp_path / "file")
 
 
 def test_what_is_finished_is_not_done_again_and_every_look_is_logged(study: Path) -> None:
@@ -212,17 +313,17 @@ def test_an_unknown_task_is_one_line(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_trained_yet_is_one_line(tmp_path: Path) -> None:
     study_file = make_study(tmp_path, ["heldout"])
-    (tmp_path / "runs/x/seed0/manifest.json").unlink()
-    with pytest.raises(ValueError, match="runs/x/seed0 is not finished, so it cannot be evaluated"):
+    (tmp_path / f"{RUN}/manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"{RUN} is not finished, so it cannot be evaluated"):
         evaluate_study(study_file)
 
 
 def test_a_share_takes_every_nth_model_and_needs_no_other(tmp_path: Path) -> None:
     study_file = make_study(tmp_path, ["heldout"])
     index = json.loads(study_file.read_text())
-    (tmp_path / "runs/x/seed0/manifest.json").unlink()
+    (tmp_path / f"{RUN}/manifest.json").unlink()
     assert [entry.method for entry in pending(index, tmp_path, share="1of2")] == ["base"]
-    with pytest.raises(ValueError, match="runs/x/seed0 is not finished"):
+    with pytest.raises(ValueError, match=f"{RUN} is not finished"):
         pending(index, tmp_path, share="2of2")
 
 

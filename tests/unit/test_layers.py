@@ -11,6 +11,7 @@ import pytest
 
 from uniapl import layers
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, VLLMSpec
+from uniapl.hub import sources_of
 from uniapl.layers import load_ablation, load_model, load_stage, load_study, merge
 
 
@@ -173,6 +174,8 @@ def test_a_discriminator_that_does_not_fit_is_named(config: Path) -> None:
         ({"stages": {"sft": {"mu": 1.5}}}, "mu = 1.5 is above 1"),
         ({"stages": {"sft": {"mu": {"peak": 0.5, "valley": 1.5}}}}, "mu = 1.5 is above 1"),
         ({"stages": {"sft": {"adversarial_as": "reward"}}}, "adversarial_as: reward needs mu below 1"),
+        ({"data": {"autoif": {}}}, "data.autoif asks the teacher, and teacher 'editor' cannot be asked"),
+        ({"data": {"decontaminate_against": ["gsm8"]}}, "data.decontaminate_against = 'gsm8': unknown; known: "),
         ({"data": {"num_policy": 400}}, "num_policy + num_discriminator + num_discriminator_test = 416 is more than"),
     ],
 )
@@ -250,3 +253,15 @@ def test_a_secret_that_somebody_wrote_into_a_file_is_not_shown(access: dict[str,
     message = error_of(teacher={"name": "qwen3_235b", "access": access})
     assert message.startswith("--config: teacher.access.")
     assert "SECRET" not in message
+
+
+def test_the_papers_prompts_are_kept_apart_from_benchmarks_where_a_study_says_they_lie() -> None:
+    located = {"location": "elsewhere", "files": {"test": "a.jsonl"}}
+    study = load_study("paper", {"evaluation": {"benchmarks": {"gsm8k": located}}})
+    assert set(study.data.benchmarks) == {"ifeval", "ifbench", "gsm8k", "humaneval", "mmlu"}
+    assert study.data.benchmarks["gsm8k"].location == "elsewhere"
+    assert {name for name, spec in study.data.benchmarks.items() if not spec.question} == set()
+    assert study.data.autoif is not None
+    fetched = [str(source) for source in sources_of(study)]
+    assert [one for one in fetched if "IF_multi_constraints_upto5" in one]
+    assert not [one for one in fetched if "gsm8k" in one]

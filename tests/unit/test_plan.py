@@ -12,6 +12,7 @@ from uniapl.config import ConfigError
 from uniapl.layers import available, load_references, load_study
 from uniapl.plan import Plan, Run, in_share, make_plan, stage_of_path, study_index, write_configs
 from uniapl.provenance import content_hash, read_config
+from uniapl.workflow import upstream
 
 
 def plan_of(root: Path, **overrides: Any) -> Plan:
@@ -178,3 +179,37 @@ def test_every_published_score_names_a_known_model_and_its_source() -> None:
     assert set(spec.models) <= set(available("models"))
     tasks = {row.task for rows in spec.models.values() for row in rows}
     assert tasks <= set(available("evals"))
+
+
+def test_the_papers_study_is_judged_on_ifeval_and_compares_with_its_own_teacher_only(tmp_path: Path) -> None:
+    def compared(**overrides: Any) -> tuple[str, list[str]]:
+        study = load_study("paper", overrides)
+        index = study_index(make_plan(study, tmp_path, sampler="hf", compute="float32"))
+        return index["claims"]["evaluation"], [one["claim"] for one in index["references"]["compared"]]
+
+    assert compared() == ("ifeval", ["C3", "C4"])
+    assert compared(teacher="qwen3_235b_vllm") == ("ifeval", ["C3", "C4"])
+    assert compared(teacher="editor", data={"autoif": None}) == ("ifeval", ["C3"])
+    assert compared(evals="heldout") == ("ifeval", [])  # so that they are not run
+    assert load_study("laptop").claims.evaluation == "heldout"
+
+
+def test_autoifs_prompts_hang_on_the_teacher_and_not_on_how_it_is_reached(tmp_path: Path) -> None:
+    def plan(**values: Any) -> Plan:
+        return plan_of(tmp_path, teacher={"name": "qwen3_235b", **values}, data={"autoif": {}})
+
+    first, elsewhere, warmer = plan(), plan(access={"concurrency": 1}), plan(temperature=1.0)
+    assert first.autoif is not None
+    assert first.autoif == elsewhere.autoif != warmer.autoif
+    assert first.data == elsewhere.data
+    assert first.data.directory != warmer.data.directory
+    reads = upstream({"all": first})
+    assert reads[str(first.data.directory)] == {"autoif": first.autoif.directory}
+    assert reads[str(first.autoif.directory)] == {}
+    items = {"autoif": {"items": "items.jsonl"}}
+    assert plan_of(tmp_path, data=items).autoif == plan_of(tmp_path, data=items, teacher="qwen3_235b").autoif
+
+
+def test_sources_that_a_study_does_not_use_rename_no_directory(tmp_path: Path) -> None:
+    used = plan_of(tmp_path).data.config["data"]
+    assert not {"autoif", "if_rlvr", "decontaminate_against", "benchmarks"} & set(used)

@@ -85,10 +85,8 @@ def test_every_rollout_has_a_seed_of_its_own_that_hangs_on_step_prompt_and_index
 
 
 def test_a_reward_that_cannot_be_computed_is_a_status_and_never_0(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdicts = iter(
-        [Verdict("ok", (True, True)), Verdict("ok", (True, False)), Verdict("unavailable: POS tagger", (None,))]
-    )
-    monkeypatch.setattr(rollouts, "verify", lambda constraints, text: next(verdicts))
+    verdicts = [Verdict("ok", (True, True)), Verdict("ok", (True, False)), Verdict("unavailable: POS tagger", (None,))]
+    monkeypatch.setattr(rollouts, "verify_all", lambda answers: verdicts)
     groups = collected(0)[:1]
     judge(groups)
     judged = groups[0][1]

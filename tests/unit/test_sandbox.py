@@ -231,19 +231,20 @@ def test_what_a_dying_worker_left_is_judged_by_another(backend: str) -> None:
     results: list[Judgement] = []
     calls = [Call(LONGER, "long"), Call(SLEEPS, ""), Call(LONGER, "é"), Call(LONGER, "long")]
     limits = Limits(wall_seconds=30.0)
+    others = {process.pid for process in psutil.Process().children(recursive=True)}  # of sandboxes that are open
     thread = threading.Thread(target=lambda: results.extend(chosen.judge(calls, limits=limits)))
     thread.start()
     deadline = time.monotonic() + 10
-    while not (found := workers_that_wait()) and time.monotonic() < deadline:
+    while not (found := workers_that_wait(others)) and time.monotonic() < deadline:
         time.sleep(0.05)
     found[0].kill()
     thread.join(timeout=10)
     assert [(j.status, j.verdict) for j in results] == [("ok", True), ("crashed", None), ("ok", False), ("ok", True)]
 
 
-def workers_that_wait() -> list[psutil.Process]:
-    """Workers of this process that have a child which judges: not bwrap's own two processes."""
-    below = psutil.Process().children(recursive=True)
+def workers_that_wait(others: set[int]) -> list[psutil.Process]:
+    """Workers of this process that have a child which judges: not bwrap's own two processes, and none of `others`."""
+    below = [process for process in psutil.Process().children(recursive=True) if process.pid not in others]
     workers = [other for other in below if other.name().startswith("python") and other.children()]
     return [other for other in workers if other.children()[0].status() == psutil.STATUS_SLEEPING]
 

@@ -143,6 +143,69 @@ def test_the_papers_models_fill_the_papers_rows(tmp_path: Path, study_builder: B
     assert "C1-laptop" not in found
 
 
+PAPER_LIKE: dict[str, Any] = {
+    "models": ("qwen3_0_6b", "qwen3_4b"), "tasks": ("heldout", "ifeval"), "claims": {"evaluation": "ifeval"},
+    "compared": [
+        {"claim": "C3", "title": "a 32B model", "task": "ifeval", "score": 60.0, "source": "its card"},
+        {"claim": "C4", "title": "the teacher", "task": "ifeval", "score": 88.7, "source": "its card"},
+    ],
+}  # fmt: skip
+
+
+def solve_on_ifeval(root: Path, method: str, solved: int) -> None:
+    """Change the IFEval records of a method, of all models, to the first `solved` prompts of 20."""
+    for path in root.glob(f"evaluations/*/{method}/*/seed0/ifeval.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for i, row in enumerate(rows):
+            row |= {"prompt_strict": i < solved, "strict": [True, i < solved]}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_at_the_papers_scale_ifeval_decides_c1_to_c4_and_not_the_held_out_prompts(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    study_builder(tmp_path, **PAPER_LIKE)
+    solve_on_ifeval(tmp_path, "uniapl", 1)  # held-out: 16 of 20 against GRPO's 8
+    found = {(row.claim, row.model): row for row in findings(read_study(tmp_path))}
+    for claim in (("C1", "qwen3_0_6b"), ("C2", "qwen3_4b")):
+        assert found[claim].verdict == "not supported"
+        # 1 of 20 against 8 of 20
+        assert found[claim].measured.startswith("UniAPL − GRPO, prompt strict on IFEval: −35.0 [")
+    assert found["C4", "qwen3_4b"].verdict == "not supported"  # 5% against the teacher's published 88.7%
+    assert {row.verdict for row in findings(read_study(tmp_path)) if row.claim == "C3"} == {"not supported"}
+    study_builder(tmp_path / "held-out", **PAPER_LIKE | {"claims": {"evaluation": "heldout"}})
+    solve_on_ifeval(tmp_path / "held-out", "uniapl", 1)
+    assert verdicts(tmp_path / "held-out")["C1"] == "supported"
+
+
+def test_c3_and_c4_compare_with_published_scores_and_with_the_larger_model(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    study_builder(tmp_path, **PAPER_LIKE)
+    solve_on_ifeval(tmp_path, "uniapl", 20)
+    rows = [row for row in findings(read_study(tmp_path)) if row.claim in ("C3", "C4")]
+    assert [(row.source, row.verdict) for row in rows] == [
+        ("[A]", "supported"), ("[O]", "supported"), ("[A] [O]", "inconclusive"),
+    ]  # fmt: skip
+    published, larger, teacher = rows
+    # 20 of 20: Wilson's lower end is 83.9%, so 23.9 above the 32B model's 60 and 4.8 below the teacher's 88.7
+    assert published.quantity.value == pytest.approx(40.0)
+    assert published.quantity.low == pytest.approx(23.9, abs=0.05)
+    assert larger.quantity.value == pytest.approx(80.0)  # against the untrained 4B model's 4 of 20
+    assert "model qwen3_4b untrained, prompt strict on IFEval" in larger.measured
+    assert teacher.quantity.low == pytest.approx(-4.8, abs=0.05)
+
+
+def test_what_c1_to_c4_lack_is_said(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path / "no_ifeval", **PAPER_LIKE | {"tasks": ("heldout",)})
+    found = reasons(tmp_path / "no_ifeval")
+    assert found["C1"] == "uniapl or grpo was not trained or IFEval prompts were not evaluated"
+    study_builder(tmp_path / "no_score", **PAPER_LIKE | {"compared": [], "models": ("qwen3_4b",)})
+    found = reasons(tmp_path / "no_score")
+    assert found["C4"] == "no published score of the other model on IFEval prompts is known for this study"
+    assert found["C3"].startswith("needs Qwen3-0.6B")
+
+
 def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> None:
     better = {"adversarial_as.loss": 18, "adversarial_as.reward": 8, "lambda_adv.0": 15, "lambda_adv.5": 2}
     worse = {"adversarial_as.loss": 6, "adversarial_as.reward": 18, "lambda_adv.1": 20, "lambda_adv.x": 2}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.workflow.conftest import copy_project, snakemake_in
@@ -109,16 +110,18 @@ def test_a_full_disk_is_one_line_and_the_same_command_finishes_afterwards(spoilt
     assert json.loads((_run(spoilt) / "manifest.json").read_text())["steps"] == 3
 
 
-def test_ctrl_c_during_training_is_resumed_by_the_same_command(smoke: Path, tmp_path: Path):
-    project = copy_project(tmp_path / "project")
+GRPO = ("--config", "scale=smoke", "models=tiny_qwen3", "methods=grpo", "stages={grpo: {steps: 20}}")
+
+
+def _interrupted(smoke: Path, project: Path, number: signal.Signals) -> tuple[Path, int]:
+    """A run of 20 steps that all processes of Snakemake's group got a signal in; and how many steps it has logged."""
+    copy_project(project)
     shutil.copytree(smoke / "results", project / "results")
-    config = ["--config", "scale=smoke", "models=tiny_qwen3", "methods=grpo", "stages={grpo: {steps: 20}}"]
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *config]
     environment = os.environ | {"PYTHONPATH": str(project)}
     known = set((project / "results" / "smoke" / "runs").glob("*/grpo/*/seed0"))
     with subprocess.Popen(
-        command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
+        [sys.executable, "-m", "snakemake", "--cores", "2", *GRPO], cwd=project, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     ) as running:  # fmt: skip
         deadline = time.monotonic() + 300
         rows = 0
@@ -127,7 +130,7 @@ def test_ctrl_c_during_training_is_resumed_by_the_same_command(smoke: Path, tmp_
             for run in set((project / "results" / "smoke" / "runs").glob("*/grpo/*/seed0")) - known:
                 metrics = run / "metrics.jsonl"
                 rows = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        os.killpg(running.pid, signal.SIGINT)
+        os.killpg(running.pid, number)
         output, _ = running.communicate(timeout=120)
     assert running.returncode != 0
     assert "Traceback" not in output
@@ -135,9 +138,24 @@ def test_ctrl_c_during_training_is_resumed_by_the_same_command(smoke: Path, tmp_
     interrupted_at = len((run / "metrics.jsonl").read_text().splitlines())
     assert 3 <= interrupted_at < 20
     assert not (run / "manifest.json").exists()
+    return run, interrupted_at
 
-    done = snakemake_in(project, str(run.relative_to(project) / "manifest.json"), *config)
+
+def test_ctrl_c_during_training_is_resumed_by_the_same_command(smoke: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    run, interrupted_at = _interrupted(smoke, project, signal.SIGINT)
+    done = snakemake_in(project, str(run.relative_to(project) / "manifest.json"), *GRPO)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert f"from step {interrupted_at}" in done.stdout + done.stderr
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
+
+
+def test_sigterm_to_every_process_lets_the_run_save_before_snakemake_ends(smoke: Path, tmp_path: Path):
+    project = tmp_path / "project"
+    run, interrupted_at = _interrupted(smoke, project, signal.SIGTERM)  # as a scheduler sends it before its limit
+    assert not [one for one in psutil.process_iter(["cmdline"]) if str(run) in " ".join(one.info["cmdline"] or [])]
+    log = project / "results/smoke/logs/runs" / run.relative_to(project / "results/smoke/runs").with_suffix(".log")
+    assert f"step {interrupted_at} is saved" in log.read_text()
+    (newest,) = (run / "checkpoints").glob(f"step_*{interrupted_at}")
+    assert (newest / "COMPLETE").exists()

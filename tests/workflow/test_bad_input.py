@@ -43,6 +43,13 @@ def test_a_mistake_on_the_command_line_is_one_line(shared_project: Path, config:
     assert not (shared_project / "results").exists()
 
 
+def test_a_tracker_that_cannot_be_had_is_one_line_before_any_job(shared_project: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "of")
+    error = _the_one_error(shared_project, "machine={log_to: [wandb]}")
+    assert "WANDB_MODE = 'of': give online or offline" in error
+    assert not (shared_project / "results").exists()
+
+
 def test_an_unknown_scale_is_one_line(shared_project: Path):
     done = snakemake_in(shared_project, "--config", "scale=huge")
     assert done.returncode != 0

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.workflow.conftest import copy_project, snakemake_in
 from uniapl.analysis.outputs import figure_files, table_files
@@ -36,6 +38,21 @@ def test_every_declared_output_of_the_smoke_study_exists(smoke: Path):
     expected = [f"tables/{name}" for name in table_files(index)] + [f"figures/{name}" for name in figure_files(index)]
     empty = [name for name in [*expected, "report.html"] if (root / name).stat().st_size == 0]
     assert empty == []
+
+
+def test_every_exported_run_carries_its_card_with_scores_and_lm_evals_own_results(smoke: Path):
+    root = smoke / "results" / "smoke"
+    for entry in (entry for entry in _index(root)["evaluations"] if entry["run"]):
+        data: Any = ModelCard.load(root / entry["run"] / "model" / "README.md").data
+        tasks = json.loads((root / entry["directory"] / "manifest.json").read_text())["tasks"]
+        scores = {(one.dataset_type, one.metric_type): one.metric_value for one in data.eval_results}
+        for task in ("heldout", "ifbench"):
+            assert scores[f"uniapl-{task}", "prompt_strict"] == pytest.approx(
+                100 * tasks[task]["prompt_strict"], abs=1e-3
+            )
+        assert "generated" in (root / entry["run"] / "model" / "data_card.md").read_text()
+        (native,) = (root / entry["run"] / "model" / "lm_eval").glob("results_*.json")
+        assert json.loads(native.read_text())["results"].keys() == {"heldout", "ifbench"}
 
 
 def test_every_manifest_names_the_hash_of_its_own_config(smoke: Path):

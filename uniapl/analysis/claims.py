@@ -17,7 +17,7 @@ from uniapl.analysis import comparisons
 from uniapl.analysis.capability import general_score
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
-from uniapl.analysis.labels import BASE, BASELINE, GROUPS, UNIAPL, p_value, plain_number, with_interval
+from uniapl.analysis.labels import BASE, BASELINE, GROUPS, TASKS, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import general_tasks
 from uniapl.analysis.stats import EMPTY, Estimate, holm
 
@@ -39,6 +39,7 @@ STATEMENTS = {
     "C9": ("general capability is kept or improved", "[O]"),
 }
 QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
+MATCHES = "with UniAPL, 0.6B matches"
 HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
 
 
@@ -72,7 +73,7 @@ def verdict(quantity: Estimate, margin: float, p_holm: float, *, confidence: flo
 
 def findings(study: Study) -> list[Finding]:
     """All rows of the claim table, p-values adjusted over all of them by Holm."""
-    rows = [*_against_grpo(study), *_reference_models(), *_distributions(study)]
+    rows = [*_against_grpo(study), *_reference_models(study), *_distributions(study)]
     for model in study.index["models"]:
         rows += [_loss_or_reward(study, model), _too_large(study, model), _general(study, model)]
     adjusted = holm([row.quantity.p for row in rows], confidence=study.claims.confidence)
@@ -103,9 +104,32 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
     return replace(estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor)
 
 
+def _judged_on(study: Study) -> Evaluation:
+    """What C1 to C4 are judged on: `claims.evaluation`."""
+    task = study.claims.evaluation
+    return HELDOUT if task == HELDOUT.task else Evaluation(task, "all", TASKS[task])
+
+
+def _prompts(of: Evaluation) -> str:
+    return "held-out prompts" if of == HELDOUT else f"{of.title} prompts"
+
+
+def _on(of: Evaluation) -> str:
+    """What a measured accuracy is called; the held-out prompts need no name."""
+    return "prompt strict" if of == HELDOUT else f"prompt strict on {of.title}"
+
+
+def _missing(study: Study, model: str, of: Evaluation, *methods: str) -> str:
+    """Why a comparison cannot be made; empty where it can."""
+    if _has(study, model, *methods) and of.task in study.index["tasks"]:
+        return ""
+    return f"{' or '.join(methods)} was not trained or {_prompts(of)} were not evaluated"
+
+
 def _against_grpo(study: Study) -> Iterator[Finding]:
     """C1 and C2 on the paper's models, and the same comparison on every other model as its analogue."""
     tolerance = "the whole interval above 0"
+    of = _judged_on(study)
     paper_models = {prefix: claim for claim, (prefix, _) in QWEN_SIZES.items()}
     for claim, (prefix, title) in QWEN_SIZES.items():
         if not any(model.startswith(prefix) for model in study.index["models"]):
@@ -114,23 +138,78 @@ def _against_grpo(study: Study) -> Iterator[Finding]:
         claim = next((c for prefix, c in paper_models.items() if model.startswith(prefix)), None)
         label = claim or f"C1-{study.index['scale']}"
         statement = (
-            STATEMENTS[claim][0] if claim else "analogue of C1 at this scale: UniAPL beats GRPO on the held-out prompts"
+            STATEMENTS[claim][0] if claim else f"analogue of C1 at this scale: UniAPL beats GRPO on the {_prompts(of)}"
         )
         source = STATEMENTS[claim][1] if claim else "(ours)"
         row = Finding(label, model, statement, source, "—", EMPTY, 0.0, "points", tolerance)
-        if not _has(study, model, UNIAPL, BASELINE) or "heldout" not in study.index["tasks"]:
-            yield replace(row, reason="uniapl or grpo was not trained or held-out prompts were not evaluated")
+        if reason := _missing(study, model, of, UNIAPL, BASELINE):
+            yield replace(row, reason=reason)
             continue
-        gain = comparisons.difference(study, model, UNIAPL, BASELINE, HELDOUT, "prompt_strict")
-        measured = f"UniAPL − GRPO, prompt strict: {_points(gain)}"
-        yield replace(row, measured=measured, quantity=_scaled(gain, 100))
+        gain = comparisons.difference(study, model, UNIAPL, BASELINE, of, "prompt_strict")
+        yield replace(row, measured=f"UniAPL − GRPO, {_on(of)}: {_points(gain)}", quantity=_scaled(gain, 100))
 
 
-def _reference_models() -> Iterator[Finding]:
-    yield _row("C3", "—", "needs Qwen3-0.6B and scores of a 32B and a 4B model, which are not in this study")
-    yield _row(
-        "C4", "—", "needs Qwen3-4B and the paper's teacher; this study's teacher passes every verifier by construction"
+def _reference_models(study: Study) -> Iterator[Finding]:
+    """C3 (against a 32B model's published score, and the study's 4B model) and C4 (the teacher's published score)."""
+    smaller, larger = (_first_model(study, QWEN_SIZES[claim][0]) for claim in ("C1", "C2"))
+    if smaller is None:
+        yield _row("C3", "—", "needs Qwen3-0.6B and scores of a 32B and a 4B model, which are not in this study")
+    else:
+        margin = study.claims.match_margin_points
+        tolerance = f"a score lower by at most {plain_number(margin, 1)} points, the whole interval"
+        row = replace(_row("C3", smaller, "", tolerance), margin=-margin, unit="points")
+        yield _against_published(study, replace(row, source="[A]", statement=f"{MATCHES} a 32B model"))
+        yield _against_larger(study, replace(row, source="[O]", statement=f"{MATCHES} a 4B model"), larger)
+    if larger is None:
+        yield _row(
+            "C4", "—",
+            "needs Qwen3-4B and the paper's teacher; this study's teacher passes every verifier by construction",
+        )  # fmt: skip
+    else:
+        row = replace(_row("C4", larger, "", "the whole interval above 0"), margin=0.0, unit="points")
+        yield _against_published(study, row)
+
+
+def _first_model(study: Study, prefix: str) -> str | None:
+    return next((model for model in study.index["models"] if model.startswith(prefix)), None)
+
+
+def _against_published(study: Study, row: Finding) -> Finding:
+    """UniAPL minus a published score. The interval is that of our accuracy alone: the other's is not published."""
+    of = _judged_on(study)
+    compared = [one for one in (study.index.get("references") or {}).get("compared", ()) if one["claim"] == row.claim]
+    published = next((one for one in compared if one["task"] == of.task), None)
+    if reason := _missing(study, row.model, of, UNIAPL):
+        return replace(row, reason=reason)
+    if published is None:
+        return replace(row, reason=f"no published score of the other model on {_prompts(of)} is known for this study")
+    if limit := study.index.get("limit"):
+        return replace(row, reason=f"only the first {limit} questions were asked, the published score is over all")
+    ours = comparisons.accuracy(study, row.model, UNIAPL, of, "prompt_strict")
+    points = _scaled(ours, 100)
+    gap = replace(
+        points, value=points.value - published["score"], low=points.low - published["score"],
+        high=points.high - published["score"],
+    )  # fmt: skip
+    shown = with_interval(gap.value, gap.low, gap.high, 1, signed=True)
+    measured = (
+        f"UniAPL − {published['title']}'s published {plain_number(published['score'], 1)}%, {_on(of)}: {shown} points"
+        f" (interval of ours only). Source: {published['source']}"
     )
+    return replace(row, measured=measured, quantity=gap)
+
+
+def _against_larger(study: Study, row: Finding, larger: str | None) -> Finding:
+    """UniAPL on the smaller model minus the larger base model of the same study, paired by prompt."""
+    of = _judged_on(study)
+    if larger is None:
+        return replace(row, reason="needs Qwen3-4B, which is not in this study")
+    if reason := _missing(study, row.model, of, UNIAPL) or _missing(study, larger, of, BASE):
+        return replace(row, reason=reason)
+    gain = comparisons.difference(study, row.model, UNIAPL, BASE, of, "prompt_strict", other_model=larger)
+    measured = f"UniAPL − {study.models[larger]} untrained, {_on(of)}: {_points(gain)}"
+    # p is against equality, and the claim is about a margin: the interval decides
+    return replace(row, measured=measured, quantity=replace(_scaled(gain, 100), p=math.nan))
 
 
 def _distributions(study: Study) -> Iterator[Finding]:

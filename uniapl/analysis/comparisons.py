@@ -58,12 +58,15 @@ def difference(
     *,
     variant: str = MAIN,
     other_variant: str = MAIN,
+    other_model: str | None = None,
 ) -> Estimate:
-    """Accuracy of a method minus another's on the same prompts and seeds."""
+    """Accuracy of a method minus another's, of the same model or `other_model`, on the same prompts and seeds."""
     a = prompt_scores(study, model, method, task=of.task, group=of.group, metric=metric, variant=variant)
-    b = prompt_scores(study, model, other, task=of.task, group=of.group, metric=metric, variant=other_variant)
+    second = other_model or model
+    b = prompt_scores(study, second, other, task=of.task, group=of.group, metric=metric, variant=other_variant)
     a, b = common(a, b)
     names = (model, method, variant, other, other_variant, of.task, of.group, metric)
+    names += (other_model,) if other_model else ()
     return stats.paired_difference(a.hits_SP, b.hits_SP, a.counts_SP, draws=study.resampling, names=names)
 
 

@@ -6,3 +6,5 @@ seed instructions -> augmented instructions -> functions with test cases -> cros
 d67b9ba) where it has them; each deviation is marked. A teacher's answers are kept by request (`uniapl.answer_cache`),
 so a pipeline that was stopped asks only for what is missing.
 """
+
+PROMPTS = "prompts.jsonl"  # in the directory that the stage fills

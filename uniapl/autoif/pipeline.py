@@ -16,12 +16,13 @@ from uniapl.answer_cache import Answer
 from uniapl.autoif import replies, requests
 from uniapl.autoif.cross_check import Checked, Thresholds, cross_check, distinct, enough
 from uniapl.config import AutoIFSpec
+from uniapl.constraints.functions import KIND, agreed
 from uniapl.records import Constraint, Prompt
+from uniapl.sandbox import Judgement
 from uniapl.seeding import stream, stream_seed
 from uniapl.topics import TOPICS
 
 SEEDS = Path(__file__).with_name("seeds.txt")
-KIND = "autoif:functions"
 INSTRUCTIONS_PER_REQUEST = 50  # as the authors ask
 QUERY_CHARACTERS = (20, 300)  # as the authors choose ShareGPT's queries
 QUERIES_PER_REQUEST = 20
@@ -29,8 +30,8 @@ BACK_TRANSLATIONS = 3  # functions of an instruction that are translated back, a
 
 # The answers to (text, stream of its seed) pairs, in their order.
 Asks = Callable[[Sequence[tuple[str, int]]], list[Answer]]
-# Verdicts of (function's source, text) pairs, in their order; None without one.
-Judges = Callable[[Sequence[tuple[str, str]]], list[bool | None]]
+# Judgements of (function's source, text) pairs, in their order.
+Judges = Callable[[Sequence[tuple[str, str]]], Sequence[Judgement]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Pipeline:
         groups = {one: pair for one, pair in groups.items() if enough(*pair, limits)}
         self._keep("instructions with enough functions and cases", instructions, list(groups))
         pairs = [(f, text) for functions, cases in groups.values() for f in functions for text, _ in cases]
-        verdicts = iter(self.judges(pairs))
+        verdicts = iter([judgement.verdict for judgement in self.judges(pairs)])
         kept = []
         for instruction, (functions, cases) in groups.items():
             table = [[next(verdicts) for _ in cases] for _ in functions]
@@ -115,16 +116,17 @@ class Pipeline:
     def answered(self, pairs: Sequence[tuple[str, Checked]]) -> list[Prompt]:
         """Prompts that the teacher can answer: one passes, and serves the query well in the teacher's own eyes."""
         times = self.spec.answers_per_prompt
+        if times == 0:
+            return [training_prompt(*pair) for pair in pairs[: self.spec.max_prompts]]
         texts = [requests.prompt(query, one.instruction) for query, one in pairs for _ in range(times)]
-        answers = [answer.text for answer in self._ask("answer", texts)]
-        todo = [(p, text) for p in range(len(pairs)) for text in answers[p * times : (p + 1) * times]]
+        answers = self._ask("answer", texts)
+        todo = [
+            (p, answer.text) for p in range(len(pairs)) for answer in answers[p * times : (p + 1) * times]
+            if answer.finish_reason == "stop" and answer.text.strip()
+        ]  # fmt: skip
         calls = [(source, text) for p, text in todo for source in pairs[p][1].functions]
-        verdicts = iter(self.judges(calls))
-        passed = []
-        for p, text in todo:
-            found = [next(verdicts) for _ in pairs[p][1].functions]
-            if agreed(found):
-                passed.append((p, text))
+        judgements = iter(self.judges(calls))
+        passed = [(p, text) for p, text in todo if agreed([next(judgements) for _ in pairs[p][1].functions]) is True]
         able = self._keep("prompts with an answer that passes", pairs, sorted({p for p, _ in passed}))
         marks = [requests.score(pairs[p][0], pairs[p][1].instruction, text) for p, text in passed]
         scores: dict[int, list[int]] = {p: [] for p in able}
@@ -132,12 +134,7 @@ class Pipeline:
             scores[p].append(replies.scored(answer.text) or 0)
         good = [p for p in able if max(scores[p]) > self.spec.min_score]
         kept = self._keep("prompts with an answer that serves the query", able, good)[: self.spec.max_prompts]
-        return [self._prompt(*pairs[p]) for p in kept]
-
-    def _prompt(self, query: str, checked: Checked) -> Prompt:
-        constraint = Constraint(KIND, {"functions": list(checked.functions)}, checked.instruction)
-        identity = f"autoif-{stream_seed('autoif', query, checked.instruction):016x}"
-        return Prompt(identity, "train", requests.prompt(query, checked.instruction), (constraint,))
+        return [training_prompt(*pairs[p]) for p in kept]
 
     def _ask(self, step: str, texts: Sequence[str]) -> list[Answer]:
         """Equal texts are asked with other seeds, so that their answers differ."""
@@ -154,9 +151,11 @@ class Pipeline:
         return after
 
 
-def agreed(verdicts: Sequence[bool | None]) -> bool | None:
-    """The verdict of an instruction's functions on one answer; None where one gave none or they disagree."""
-    return verdicts[0] if verdicts and None not in verdicts and len(set(verdicts)) == 1 else None
+def training_prompt(query: str, checked: Checked) -> Prompt:
+    """A query with an instruction, judged by the instruction's functions."""
+    constraint = Constraint(KIND, {"functions": list(checked.functions)}, checked.instruction)
+    identity = f"autoif-{stream_seed('autoif', query, checked.instruction):016x}"
+    return Prompt(identity, "train", requests.prompt(query, checked.instruction), (constraint,))
 
 
 def _unique(texts: Iterable[str]) -> Iterable[str]:

@@ -8,12 +8,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from uniapl.constraints.functions import LONGEST_SOURCE
+
 FENCED = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL)
 LISTED = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+(.+?)\s*$")
 SCORE = re.compile(r"score:\s*(\d{1,2})\b", re.IGNORECASE)
 RELATIONS = ("entailment", "neutral", "contradiction")
 LONGEST_INSTRUCTION = 300  # characters
-LONGEST_SOURCE = 8000
 LONGEST_CASE = 4000
 
 
@@ -44,13 +45,16 @@ def written(text: str) -> Written | None:
     source = reply["func"].strip()
     if "\n" not in source:
         source = source.replace("\\n", "\n")
-    if len(source) > LONGEST_SOURCE or not _defines_evaluate(source):
+    if not usable(source):
         return None
     cases = reply.get("cases")
     return Written(source, tuple(case for one in cases if (case := _case(one))) if isinstance(cases, list) else ())
 
 
-def _defines_evaluate(source: str) -> bool:
+def usable(source: object) -> bool:
+    """True for a text of bounded length that parses and defines `evaluate`."""
+    if not isinstance(source, str) or len(source) > LONGEST_SOURCE:
+        return False
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):

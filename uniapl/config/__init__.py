@@ -17,6 +17,7 @@ from uniapl.config.base import (
 from uniapl.config.data import (
     AutoIFSpec,
     DataSpec,
+    IFRLVRSpec,
 )
 from uniapl.config.discriminators import (
     DISCRIMINATOR_KINDS,
@@ -28,6 +29,7 @@ from uniapl.config.discriminators import (
 from uniapl.config.evaluation import (
     BenchmarkSpec,
     ClaimSpec,
+    ComparedSpec,
     EvalSpec,
     ReferenceSpec,
     ReferencesSpec,
@@ -65,6 +67,7 @@ __all__ = [
     "ChatTeacherSpec",
     "ClaimSpec",
     "Coefficient",
+    "ComparedSpec",
     "ConfigError",
     "Count",
     "DataSpec",
@@ -75,6 +78,7 @@ __all__ = [
     "EvalSpec",
     "FeaturesSpec",
     "Fraction",
+    "IFRLVRSpec",
     "MachineSpec",
     "ModelSpec",
     "PolarSpec",

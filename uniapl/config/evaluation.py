@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from uniapl.config.base import Count, Positive, Spec
@@ -21,6 +23,9 @@ class BenchmarkSpec(Spec):
     files: dict[str, str] = Field(
         min_length=1,
         description="File of each split, in there: .jsonl, .csv, .parquet or .gz; * and {subject} stand open.",
+    )
+    question: str = Field(
+        "", pattern=r"^(\w+\.\w+)?$", description="SPLIT.COLUMN of its questions, which nothing is to be trained on."
     )
     columns: tuple[str, ...] = Field((), description="Names of a csv file's columns, where it has no header.")
     num_fewshot: Count | None = Field(None, description="Examples before a question; None: lm-eval's own number.")
@@ -57,17 +62,35 @@ class ReferenceSpec(Spec):
     no_check: str = Field("", description="Why a difference would say nothing of this stack.")
 
 
+class ComparedSpec(Spec):
+    """A published score of a model that a claim compares with and that no study evaluates itself."""
+
+    claim: Literal["C3", "C4"]
+    title: str = Field(min_length=1, description="Name in the claim table.")
+    teacher: str | None = Field(None, description="Hub id; the comparison is made only where it is the study's expert.")
+    task: str = Field(description="lm-eval's name of the task.")
+    score: float = Field(ge=0, le=100, description="Prompt strict accuracy, percent.")
+    source: str = Field(min_length=1, description="Where it was published, and the set-up.")
+
+
 class ReferencesSpec(Spec):
     """config/references.yaml: published scores by model, and how far ours may be off."""
 
     tolerance_points: float = Field(gt=0, description="Largest difference that needs no explanation.")
     models: dict[str, tuple[ReferenceSpec, ...]]
+    compared: tuple[ComparedSpec, ...] = Field((), description="What claims C3 and C4 compare with.")
 
 
 class ClaimSpec(Spec):
     """Tolerances of the claim table, fixed before the run. Points are percentage points of prompt-strict accuracy."""
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    evaluation: Literal["heldout", "ifbench", "ifeval"] = Field(
+        "heldout", description="C1 to C4 are judged on it; the paper's is IFEval, which scale paper evaluates."
+    )
+    match_margin_points: float = Field(
+        2.0, ge=0, description="C3: a score lower by up to this counts as a match (lower end of interval); ours."
+    )
     kept_margin_points: float = Field(
         2.0, ge=0, description="C9: a loss up to this counts as kept (lower end of interval)."
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from uniapl.config.base import ModelSpec, Spec
 from uniapl.config.data import DataSpec
 from uniapl.config.discriminators import DiscriminatorSpec
 from uniapl.config.evaluation import ClaimSpec, EvalSpec
-from uniapl.config.teachers import TeacherSpec
+from uniapl.config.teachers import EditorSpec, TeacherSpec
 from uniapl.config.training import MachineSpec, SamplerSpec, StageSpec, TrainSpec
 
 
@@ -36,3 +36,12 @@ class Study(Spec):
     machine: MachineSpec = MachineSpec()
     claims: ClaimSpec
     cost: str = Field(description="One line: minutes, disk and memory of the whole scale, measured.")
+
+    @model_validator(mode="after")
+    def _chat_teacher(self) -> Study:
+        if self.data.autoif is not None and self.data.autoif.items is None and isinstance(self.teacher, EditorSpec):
+            raise ValueError(
+                "data.autoif asks the teacher, and teacher 'editor' cannot be asked: name another teacher, or a file "
+                "of items in data.autoif.items"
+            )
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -38,6 +39,8 @@ class EndpointAccess(Spec):
     longest_wait_seconds: float = Field(60.0, gt=0, description="Where the doubling ends.")
     prompt_price: float | None = Field(None, ge=0, description="Of a million prompt tokens, in a currency of yours.")
     completion_price: float | None = Field(None, ge=0, description="Of a million completion tokens, the same currency.")
+    price_source: str | None = Field(None, min_length=1, description="Where the prices stand, and their currency.")
+    price_date: date | None = Field(None, description="The day on which they stood there.")
 
     @field_validator("url")
     @classmethod

@@ -152,6 +152,10 @@ class MachineSpec(Spec):
         (), description="Endpoints that share POLAR's texts: vLLM's /pooling or SGLang's /classify (engine servers)."
     )
 
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="Where a run's metrics go beside its metrics.jsonl; docs/training.md."
+    )
+
     @model_validator(mode="after")
     def _served(self) -> MachineSpec:
         if (self.discriminator_engine == "servers") != bool(self.discriminator_servers):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from uniapl.config import DataSpec
-from uniapl.constraints.kinds import KINDS, TOKENS_PER_WORD, Kwargs
+from uniapl.constraints.kinds import KINDS, LANGUAGE, REPEAT, TOKENS_PER_WORD, Kwargs
 from uniapl.records import Constraint
 
 COUNT_WEIGHTS = (0.5, 0.35, 0.15)  # of prompts with one, two and three constraints
@@ -17,6 +17,16 @@ _QUOTED_START = ("detectable_format:title", "detectable_format:number_bullet_lis
 _OWN_SENTENCES = ("length_constraints:number_sentences", "sentence:keyword")  # formats blur what a sentence is
 _JSON_ALLOWS = {"keywords:existence", "keywords:forbidden_words", "keywords:letter_frequency", "punctuation:no_comma",
                 "count:unique_word_count", "count:pronouns"}  # fmt: skip
+# Keywords are English, and a count of letters says little of another script.
+_LANGUAGE_ALLOWS = {
+    "length_constraints:number_words", "length_constraints:number_paragraphs", "detectable_content:number_placeholders",
+    "detectable_format:number_bullet_lists", "detectable_format:title", "detectable_format:number_highlighted_sections",
+    "punctuation:no_comma", "startend:quotation", "combination:two_responses",
+}  # fmt: skip
+_REPEAT_ALLOWS = {  # the request that is repeated holds the words of the other constraints
+    "keywords:existence", "detectable_content:number_placeholders", "detectable_format:title", "startend:end_checker",
+    "detectable_format:number_highlighted_sections",
+}  # fmt: skip
 _PAIRS: frozenset[frozenset[str]] = frozenset(
     frozenset(pair)
     for pair in (
@@ -37,6 +47,8 @@ _PAIRS: frozenset[frozenset[str]] = frozenset(
         ("change_case:english_capital", "detectable_format:multiple_sections"),
         ("format:title_case", "detectable_format:multiple_sections"),
         *(("detectable_format:json_format", other) for other in KINDS if other not in _JSON_ALLOWS),
+        *((LANGUAGE, other) for other in KINDS if other not in _LANGUAGE_ALLOWS),
+        *((REPEAT, other) for other in KINDS if other not in _REPEAT_ALLOWS),
     )
 )
 
@@ -85,14 +97,19 @@ def _forbids(name: str, kwargs: Kwargs, fixed: str) -> bool:
     return False
 
 
-def kinds_of(group: str, *, coin_flip: bool) -> list[str]:
-    """Names of the kinds that prompts of this group (seen, unseen) draw from."""
+def kinds_of(group: str, chosen: str) -> list[str]:
+    """Names of the kinds that prompts of this group (seen, unseen) draw from, by `DataSpec.kinds`.
+
+    ifeval: training shows IFEval's 25 kinds, and IFBench's are unseen.
+    """
     if group not in ("seen", "unseen"):
         raise ValueError(f"group {group!r} is unknown; use seen or unseen")
+    if chosen == "ifeval":
+        return [name for name, kind in KINDS.items() if (kind.family == "ifeval") == (group == "seen")]
     return [
         name
         for name, kind in KINDS.items()
-        if kind.seen == (group == "seen") and (kind.coin_flip is not None or not coin_flip)
+        if kind.editable and kind.seen == (group == "seen") and (kind.coin_flip is not None or chosen == "study")
     ]
 
 
@@ -105,7 +122,7 @@ def draw_constraints(
     (spec.kinds coin_flip) there is one constraint.
     """
     coin_flip, cap = spec.kinds == "coin_flip", spec.max_new_tokens
-    names = kinds_of(group, coin_flip=coin_flip)
+    names = kinds_of(group, spec.kinds)
     most = 1 if coin_flip else spec.max_constraints
     wanted = rng.choices(range(1, most + 1), weights=COUNT_WEIGHTS[:most])[0]
     chosen: list[tuple[str, Kwargs]] = []

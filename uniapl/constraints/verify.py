@@ -1,4 +1,5 @@
-"""Verdicts on answers: IFEval's 25 and IFBench's 58 constraint kinds through the package if-verifiable.
+"""Verdicts on answers: IFEval's 25 and IFBench's 58 constraint kinds through the package if-verifiable, and functions
+that a model wrote, in the sandbox (`functions`).
 
 A verdict is deterministic, or it is a recorded status and no verdict. What deviates from the package, and why:
 a letter frequency of a symbol counts the symbol (the package draws a random letter in its place); parameters of 0 are
@@ -14,14 +15,16 @@ import json
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from uniapl.constraints import functions
 from uniapl.records import Constraint
+from uniapl.sandbox import Judgement
 
 OK = "ok"
 
@@ -165,16 +168,54 @@ def loose_variants(response: str) -> list[str]:
 
 def verify(constraints: Sequence[Constraint], response: str, *, strict: bool = True) -> Verdict:
     """Judge an answer. Loose (strict=False): a constraint holds where any of IFEval's eight variants follows it."""
-    if not response.strip():
-        return Verdict(OK, (False,) * len(constraints))
-    variants = [response] if strict else [text for text in dict.fromkeys(loose_variants(response)) if text.strip()]
-    status, followed = OK, []
-    for constraint in constraints:
+    return verify_all([(constraints, response)], strict=strict)[0]
+
+
+def verify_all(answers: Sequence[tuple[Sequence[Constraint], str]], *, strict: bool = True) -> list[Verdict]:
+    """Judge many answers, each by its constraints. Functions that a model wrote are called together, in the sandbox."""
+    texts = [_texts(response, strict=strict) for _, response in answers]
+    calls = [
+        (source, text)
+        for (constraints, _), variants in zip(answers, texts, strict=True)
+        for constraint in constraints
+        if constraint.kind == functions.KIND
+        for text in variants
+        for source in constraint.kwargs["functions"]
+    ]
+    judgements = iter(functions.judge_calls(calls))
+    return [
+        _verdict(constraints, variants, judgements) for (constraints, _), variants in zip(answers, texts, strict=True)
+    ]
+
+
+def _texts(response: str, *, strict: bool) -> list[str]:
+    """The texts of which one has to follow; none for an empty answer, which follows nothing."""
+    variants = [response] if strict else dict.fromkeys(loose_variants(response))
+    return [text for text in variants if text.strip()] if response.strip() else []
+
+
+def _verdict(constraints: Sequence[Constraint], texts: Sequence[str], judgements: Iterator[Judgement]) -> Verdict:
+    """An answer's verdict; `judgements` are those of the functions that a model wrote, in the order of their calls."""
+    status, followed = OK, list[bool | None]()
+    for constraint in constraints if texts else ():
         try:
-            kwargs_json = json.dumps(constraint.kwargs, sort_keys=True)
-            followed.append(_judge(constraint.kind, kwargs_json, variants))
+            if constraint.kind == functions.KIND:
+                followed.append(_any_agreed(len(constraint.kwargs["functions"]), texts, judgements))
+            else:
+                kwargs_json = json.dumps(constraint.kwargs, sort_keys=True)
+                followed.append(_judge(constraint.kind, kwargs_json, texts))
         except Unavailable as reason:
             followed.append(None)
             if status == OK:
                 status = f"unavailable: {' '.join(str(reason).split())[:200]}"
-    return Verdict(status, tuple(followed))
+    return Verdict(status, tuple(followed) if texts else (False,) * len(constraints))
+
+
+def _any_agreed(count: int, texts: Sequence[str], judgements: Iterator[Judgement]) -> bool:
+    """True where `count` functions agree that one of the texts follows. Where none does and one was not judged:
+    Unavailable.
+    """
+    found = [functions.agreed([next(judgements) for _ in range(count)]) for _ in texts]
+    if True not in found and (reasons := [one for one in found if isinstance(one, str)]):
+        raise Unavailable(reasons[0])
+    return True in found

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from uniapl.entry import run_guarded
-from uniapl.estimate import REENCODED_TOKENS
+from uniapl.estimate.memory import REENCODED_TOKENS
 from uniapl.polar.text import MAX_LENGTH
 from uniapl.serve import QUIET, SERVER, prepare
 

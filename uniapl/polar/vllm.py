@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig
 
 from uniapl.config import PolarSpec
-from uniapl.estimate import REENCODED_TOKENS, polar_cache_bytes
+from uniapl.estimate.memory import REENCODED_TOKENS, polar_cache_bytes
 from uniapl.polar.checkpoint import MODEL_TYPE, PolarConfig, weight_files
 from uniapl.records import TokenSequence
 from uniapl.sampler_vllm import ENGINE_SETTINGS

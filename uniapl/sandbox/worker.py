@@ -166,10 +166,12 @@ def judge(item, limits, program, null):
         return "C", "wrote more than a result"
     if not ended:
         return "X", "wall clock"
-    if os.WIFSIGNALED(code) and used.ru_utime + used.ru_stime >= limits["cpu_seconds"]:
+    ended_by = os.WTERMSIG(code) if os.WIFSIGNALED(code) else 0
+    # The limit's clock and the one that is read here may differ by a tick.
+    if ended_by == signal.SIGXCPU or (ended_by and used.ru_utime + used.ru_stime >= limits["cpu_seconds"]):
         return "X", "processor time"
-    if os.WIFSIGNALED(code):
-        return "C", f"signal {os.WTERMSIG(code)}"
+    if ended_by:
+        return "C", f"signal {ended_by}"
     if code != 0 or not written:
         return "C", "ended without a result"
     return chr(written[0]), written[1:].decode("utf-8", "replace")

@@ -12,45 +12,27 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from uniapl import chat, models
-from uniapl.config import TEACHERS, DataSpec, EditorSpec, EndpointSpec, MachineSpec, SamplerSpec, VLLMSpec
+from uniapl.config import TEACHERS, DataSpec, EditorSpec, MachineSpec, SamplerSpec
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
-from uniapl.endpoint import Endpoint
 from uniapl.entry import run_stage
 from uniapl.provenance import write_manifest, write_whole
 from uniapl.records import Demonstration, write_jsonl
 from uniapl.teachers.drafts import Draft, Drafting, Order, canned_drafts, judged, orders, sampled_drafts
 from uniapl.teachers.editor import demonstrate
 from uniapl.teachers.kinds import kinds_csv, kinds_table, print_kinds
-from uniapl.teachers.local_server import LocalServer
+from uniapl.teachers.reach import reached
 from uniapl.teachers.rejection import sample_until_passed
 
 LEAST_KEPT_SHARE = 0.9  # below it the stage warns: prompts and teacher do not fit each other
-ANSWERS = "answers"  # folder beside the demonstrations' directories, a file for each teacher
 
 
 def _share(records: Sequence[Any], holds: Callable[[Any], bool]) -> float:
     return round(sum(map(holds, records)) / len(records), 4) if records else 0.0
-
-
-@contextmanager
-def reached(spec: EndpointSpec | VLLMSpec, *, directory: Path) -> Iterator[tuple[Endpoint, str]]:
-    """The endpoint of a chat teacher and the teacher's name there; a local one is served meanwhile."""
-    cache = directory.resolve().parent / ANSWERS / f"{spec.name}.jsonl"
-    if isinstance(spec, EndpointSpec):
-        with Endpoint(spec.access, cache=cache) as endpoint:
-            yield endpoint, spec.model
-    else:
-        with (
-            LocalServer(spec, directory=directory) as server,
-            Endpoint(server.access, cache=cache, start=server.start) as endpoint,
-        ):
-            yield endpoint, server.model
 
 
 def main(

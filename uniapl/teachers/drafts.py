@@ -20,7 +20,7 @@ import torch
 
 from uniapl import chat, models
 from uniapl.config import DataSpec, EditorSpec, MachineSpec, SamplerSpec, TeacherSpec
-from uniapl.constraints import verify
+from uniapl.constraints import verify_all
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, policy_prompts
 from uniapl.records import Prompt
 from uniapl.sampler import make_sampler
@@ -176,8 +176,8 @@ def _sample_share(
 
 def judged(drafts: Sequence[Draft], prompts: dict[str, Prompt]) -> list[Draft]:
     """The drafts with the verifiers' verdicts."""
-    done = []
-    for draft in drafts:
-        verdict = verify(prompts[draft.prompt_id].constraints, draft.text)
-        done.append(Draft(**(vars(draft) | {"status": verdict.status, "followed": verdict.followed})))
-    return done
+    verdicts = verify_all([(prompts[draft.prompt_id].constraints, draft.text) for draft in drafts])
+    return [
+        Draft(**(vars(draft) | {"status": verdict.status, "followed": verdict.followed}))
+        for draft, verdict in zip(drafts, verdicts, strict=True)
+    ]

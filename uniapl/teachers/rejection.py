@@ -13,7 +13,7 @@ from typing import Any
 
 from uniapl.answer_cache import Answer
 from uniapl.config import EndpointSpec, VLLMSpec
-from uniapl.constraints import verify
+from uniapl.constraints import functions, verify_all
 from uniapl.endpoint import Endpoint, chat_request
 from uniapl.records import Demonstration
 from uniapl.seeding import stream_seed
@@ -26,18 +26,19 @@ def without_thinking(text: str) -> str:
     return text.rpartition("</think>")[2].partition("<think>")[0].strip()
 
 
-def judged_answer(
-    order: Order, answer: Answer, *, index: int, max_tokens: int, count_tokens: Callable[[str], int]
-) -> Draft:
-    """An answer with its verdict. `truncated` where it is longer than the cap or did not end by itself."""
-    text = without_thinking(answer.text)
-    num_tokens = count_tokens(text)
-    verdict = verify(order.prompt.constraints, text)
-    return Draft(
-        prompt_id=order.prompt.id, split=order.prompt.split, take=order.take, index=index, text=text,
-        num_tokens=num_tokens, truncated=answer.finish_reason != "stop" or num_tokens > max_tokens,
-        status=verdict.status, followed=verdict.followed,
-    )  # fmt: skip
+def judged_answers(
+    some: Sequence[Order], answers: Sequence[Answer], *, index: int, max_tokens: int, count_tokens: Callable[[str], int]
+) -> list[Draft]:
+    """Answers to orders with their verdicts. `truncated` where one is longer than the cap or did not end by itself."""
+    texts = [without_thinking(answer.text) for answer in answers]
+    verdicts = verify_all([(order.prompt.constraints, text) for order, text in zip(some, texts, strict=True)])
+    drafts = []
+    for order, answer, text, verdict in zip(some, answers, texts, verdicts, strict=True):
+        num_tokens = count_tokens(text)
+        cut = answer.finish_reason != "stop" or num_tokens > max_tokens
+        identity = (order.prompt.id, order.prompt.split, order.take, index)
+        drafts.append(Draft(*identity, text, num_tokens, cut, verdict.status, verdict.followed))
+    return drafts
 
 
 def sample_until_passed(
@@ -62,11 +63,11 @@ def sample_until_passed(
         if not still_open:
             break
         received = endpoint.ask([body_of(todo[place], index) for place in still_open])
-        for place, answer in zip(still_open, received, strict=True):
-            order = todo[place]
-            draft = judged_answer(order, answer, index=index, max_tokens=max_tokens, count_tokens=count_tokens)
+        some = [todo[place] for place in still_open]
+        drafts = judged_answers(some, received, index=index, max_tokens=max_tokens, count_tokens=count_tokens)
+        for place, order, answer, draft in zip(still_open, some, received, drafts, strict=True):
             answers[place].append(draft)
-            if draft.status != "ok":
+            if draft.status != "ok" and functions.KIND not in draft.status:  # those may judge another answer
                 made[place] = draft.status
             elif all(draft.followed) and not draft.truncated:
                 made[place] = Demonstration(
@@ -83,7 +84,13 @@ def sample_until_passed(
 def why_none(drafts: Sequence[Draft]) -> str:
     """Why none of an order's answers became its demonstration, in one line."""
     counts = Counter(
-        "empty" if not draft.text else "cut or too long" if draft.truncated else "against a constraint"
+        "empty"
+        if not draft.text
+        else "cut or too long"
+        if draft.truncated
+        else "not judged"
+        if draft.status != "ok"
+        else "against a constraint"
         for draft in drafts
     )
     return f"no answer of {len(drafts)} passed: " + ", ".join(f"{n} {why}" for why, n in sorted(counts.items()))

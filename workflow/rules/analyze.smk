@@ -4,6 +4,10 @@ TABLES = [f"{OUTPUT}/tables/{name}" for name in outputs.table_files(INDEX)]
 FIGURES = [f"{OUTPUT}/figures/{name}" for name in outputs.figure_files(INDEX)]
 
 
+# What `snakemake --report FILE.html` says first.
+report: "../report/study.rst"
+
+
 def records(_):
     """The study's index and, for a study made here, the marker that its evaluations are complete."""
     if SETTINGS.source == "released":
@@ -15,7 +19,7 @@ rule tables:
     input:
         unpack(records),
     output:
-        TABLES,
+        [shown(path, caption="tables", category="Tables") for path in TABLES],
     log:
         f"{OUTPUT}/logs/tables.log",
     benchmark:
@@ -26,14 +30,14 @@ rule tables:
         source=ROOT,
         directory=f"{OUTPUT}/tables",
     shell:
-        "python -m uniapl.analysis.tables {params.source:q} --output {params.directory:q} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.analysis.tables {params.source:q} --output {params.directory:q} 2>&1 | logged {log:q}"
 
 
 rule figures:
     input:
         unpack(records),
     output:
-        FIGURES,
+        [shown(path, caption="figures", category="Figures") for path in FIGURES],
     log:
         f"{OUTPUT}/logs/figures.log",
     benchmark:
@@ -44,7 +48,7 @@ rule figures:
         source=ROOT,
         directory=f"{OUTPUT}/figures",
     shell:
-        "python -m uniapl.analysis.figures {params.source:q} --output {params.directory:q} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.analysis.figures {params.source:q} --output {params.directory:q} 2>&1 | logged {log:q}"
 
 
 rule report:
@@ -53,7 +57,7 @@ rule report:
         tables=TABLES,
         figures=FIGURES,
     output:
-        f"{OUTPUT}/report.html",
+        shown(f"{OUTPUT}/report.html", caption="page", category="Page"),
     log:
         f"{OUTPUT}/logs/report.log",
     benchmark:
@@ -66,4 +70,4 @@ rule report:
         figures=f"{OUTPUT}/figures",
     shell:
         "python -m uniapl.report {params.source:q} --tables {params.tables:q} --figures {params.figures:q} "
-        "--output {output:q} 2>&1 | tee -i {log:q}"
+        "--output {output:q} 2>&1 | logged {log:q}"

@@ -25,6 +25,10 @@ os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:g
 # Packed micro-batches have ever new lengths, and oneDNN keeps 1,024 kernels of past shapes: 0.1 GB a step, for no speed.
 os.environ |= {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
+# A stage that gets SIGTERM saves before it ends, and so its shell waits for it and its log is written to the end. The
+# name of a rule's log is the argument of `logged`.
+shell.prefix("set -euo pipefail; trap : TERM; logged() {{ trap '' TERM; tee -i \"$1\"; }}; ")
+
 # ROOT holds the study that is read; OUTPUT gets its tables, figures and report (elsewhere only for released results).
 try:
     SETTINGS = study_workflow.read_settings(config)
@@ -45,11 +49,11 @@ try:
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
             study_workflow.check_memory(PLANS[TARGET])
+            study_workflow.check_tracking(PLANS[TARGET])
 except ConfigError as error:
     study_workflow.fail(error)
 
-# Two small models side by side on half of the cores are faster than one after the other on all of them.
-AT_ONCE = 1 if SCALE == "paper" else 2
+AT_ONCE = study_workflow.jobs_at_once(SCALE)
 LAUNCH = "python -m uniapl.launch"  # leases a GPU where there are any
 MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
 
@@ -111,3 +115,11 @@ def options(kind):
         return shlex.join([directory, *(word for pair in pairs for word in pair)])
 
     return words
+
+
+def shown(path, *, caption, category):
+    """A declared output, marked for `snakemake --report` where it is what people or programs read, or a picture."""
+    name, _, suffix = Path(path).name.partition(".")
+    if suffix not in ("csv", "md", "png", "html"):
+        return path
+    return report(path, caption=f"../report/{caption}.rst", category=category, labels={"name": name, "format": suffix})

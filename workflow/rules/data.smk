@@ -17,10 +17,34 @@ rule model:
     params:
         options=options("models"),
     shell:
-        "python -m uniapl.models {params.options} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.models {params.options} 2>&1 | logged {log:q}"
 
 
-# Training, development, held-out and IFBench prompts.
+# AutoIF's prompts, whose verification functions the teacher writes. How it is reached is no reason to ask it again.
+TEACHER_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher)
+TEACHER_ACCESS = study_workflow.teacher_access(PLANS[TARGET].study.teacher)
+
+
+rule autoif:
+    input:
+        unpack(reads("autoif")),
+    output:
+        f"{ROOT}/autoif/{{name}}/manifest.json",
+    log:
+        f"{ROOT}/logs/autoif/{{name}}.log",
+    benchmark:
+        f"{ROOT}/benchmarks/autoif/{{name}}.tsv"
+    threads: lambda _: cores_of()
+    resources:
+        mem_mb=MEMORY_MB,
+        gpu=MACHINE.gpus_per_rank * TEACHER_GPUS,
+    params:
+        options=options("autoif"),
+    shell:
+        "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.autoif {params.options} {TEACHER_ACCESS} 2>&1 | logged {log:q}"
+
+
+# Training, development, held-out and IFBench prompts, with their data card.
 rule data:
     input:
         unpack(reads("data")),
@@ -36,14 +60,10 @@ rule data:
     params:
         options=options("data"),
     shell:
-        "python -m uniapl.data {params.options} 2>&1 | tee -i {log:q}"
+        "python -m uniapl.data {params.options} 2>&1 | logged {log:q}"
 
 
-# The expert's answers, every one of them verified. How the expert is reached is no reason to ask it again.
-TEACHER_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher)
-TEACHER_ACCESS = study_workflow.teacher_access(PLANS[TARGET].study.teacher)
-
-
+# The expert's answers, every one of them verified.
 rule demonstrations:
     input:
         unpack(reads("demonstrations")),
@@ -61,7 +81,7 @@ rule demonstrations:
         options=options("demonstrations"),
     shell:
         "{LAUNCH} --gpus {TEACHER_GPUS} -m uniapl.teachers {params.options} --machine {SETTINGS_OF_MACHINE} {TEACHER_ACCESS} "
-        "2>&1 | tee -i {log:q}"
+        "2>&1 | logged {log:q}"
 
 
 # What tells base answers from the expert's, with its b and tau; fixed afterwards.
@@ -81,4 +101,4 @@ rule discriminator:
     params:
         options=options("discriminator"),
     shell:
-        "{LAUNCH} -m uniapl.discriminator {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | tee -i {log:q}"
+        "{LAUNCH} -m uniapl.discriminator {params.options} --machine {SETTINGS_OF_MACHINE} 2>&1 | logged {log:q}"

@@ -38,5 +38,5 @@ rule evaluate:
         gpu=MACHINE.gpus_per_rank,
     shell:
         "{LAUNCH} -m uniapl.evaluate {input.study:q} --share {wildcards.share} --machine {SETTINGS_OF_MACHINE} "
-        "2>&1 | tee -i {log:q} "
+        "2>&1 | logged {log:q} "
         "&& cp {input.study:q} {output.done:q}"

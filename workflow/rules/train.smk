@@ -35,7 +35,7 @@ rule train:
         options=options("runs"),
     shell:
         "{LAUNCH} {RANKS} --threads {threads} -m uniapl.train {params.options} --machine {SETTINGS_OF_MACHINE} "
-        "2>&1 | tee -i {log:q}"
+        "2>&1 | logged {log:q}"
 
 
 # Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.

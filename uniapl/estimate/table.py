@@ -1,4 +1,4 @@
-"""What `uniapl estimate` prints: a table of the memory of one rank, by part, and what it assumes."""
+"""What `uniapl estimate` prints of memory: a table of one rank's, by part, and what it assumes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uniapl.config import LOGITS_BYTES, ConfigError, FeaturesSpec, ModelSpec
-from uniapl.estimate import (
+from uniapl.config import ConfigError, FeaturesSpec, ModelSpec
+from uniapl.estimate.memory import (
     GPU_RESERVE,
     HOST_SHARE,
     PROMPT_TOKENS,
@@ -25,7 +25,6 @@ from uniapl.estimate import (
 )
 from uniapl.layers import COMMAND_LINE, load_study, merge
 from uniapl.plan import Plan, make_plan
-from uniapl.sampler import resolve_compute, resolve_kind
 from uniapl.workflow import gpu_memories
 
 PARTS = (
@@ -34,15 +33,6 @@ PARTS = (
 )  # fmt: skip
 GPU_COUNTS = (1, 2, 4, 8)
 NARROWEST = 146  # characters in which the table's columns stay whole
-# What a model is estimated with on GPUs, unless options say otherwise; config/paper.yaml has the same sizes.
-ON_GPUS: dict[str, Any] = {
-    "methods": ["uniapl"],
-    "compute": "bfloat16",
-    "data": {"max_new_tokens": 1024},
-    "train": {"micro_batch_tokens": 4096},
-    "sampler": {"kind": "vllm", "max_model_tokens": 2048},
-    "machine": {"logits_bytes": LOGITS_BYTES},
-}
 
 
 @dataclass(frozen=True)
@@ -61,50 +51,40 @@ class Row:
         return self.memory.needed <= self.available
 
 
-def show_estimate(
-    model: str | None, *, scale: str | None, gpus: int | None, gpu_memory_gib: float, overrides: Mapping[str, Any]
-) -> None:
-    """Print the table of a model on GPUs, or of a scale on this machine. Raise ConfigError where nothing fits."""
-    if (model is None) == (scale is None):
-        raise ConfigError("estimate needs either --model, for GPUs, or --scale, for this machine; give one of them")
-    if model is not None:
-        counts = (gpus,) if gpus else GPU_COUNTS
-        rows = [
-            on_gpus(model, ranks=count, gpu_bytes=int(gpu_memory_gib * 2**30), overrides=overrides) for count in counts
-        ]
-        heading = f"{rows[0].model.title}: GiB on each GPU of {gpu_memory_gib:g} GiB"
-    else:
-        rows = on_this_machine(str(scale), overrides=overrides)
-        heading = f"scale {scale} on this machine: GiB of each rank"
-    print_table(heading, rows)
-    if not any(row.fits for row in rows) or (scale is not None and not all(row.fits for row in rows)):
-        worst = min((row for row in rows if not row.fits), key=lambda row: row.memory.needed)
+def show_model(model: str, *, gpus: int | None, gpu_memory_gib: float, overrides: Mapping[str, Any]) -> None:
+    """Print the table of a model on 1, 2, 4 and 8 GPUs, or on so many. Raise ConfigError where it fits none."""
+    counts = GPU_COUNTS if gpus is None else (gpus,)
+    rows = [on_gpus(model, ranks=count, gpu_bytes=int(gpu_memory_gib * 2**30), overrides=overrides) for count in counts]
+    print_table(f"{rows[0].model.title}: GiB on each GPU of {gpu_memory_gib:g} GiB", rows)
+    if not any(row.fits for row in rows):
+        refuse(rows, on_gpu=True)
+
+
+def refuse(rows: Sequence[Row], *, on_gpu: bool) -> None:
+    """Raise ConfigError for the row that lacks the least, where one does not fit."""
+    lacking = [row for row in rows if not row.fits]
+    if lacking:
+        nearest = min(lacking, key=lambda row: row.memory.needed)
         raise ConfigError(
-            f"{worst.model.name} needs {gib(worst.memory.needed)} GiB, {gib(worst.available)} GiB can be used; "
-            f"{remedies(worst.plan.study, worst.memory, on_gpu=model is not None)}"
+            f"{nearest.model.name} needs {gib(nearest.memory.needed)} GiB, {gib(nearest.available)} GiB can be used; "
+            f"{remedies(nearest.plan.study, nearest.memory, on_gpu=on_gpu)}"
         )
 
 
 def on_gpus(name: str, *, ranks: int, gpu_bytes: int, overrides: Mapping[str, Any]) -> Row:
-    """A model trained by so many GPUs. Raise ConfigError where its shape is not known."""
-    settings = merge(merge(ON_GPUS, dict(overrides)), {"models": [name], "machine": {"ranks": ranks}})
-    study = load_study("laptop", settings)
+    """A model trained by UniAPL on so many GPUs as scale paper says. Raise ConfigError where its shape is not known."""
+    settings = {"methods": ["uniapl"]} | merge(dict(overrides), {"models": [name], "machine": {"ranks": ranks}})
+    study = load_study("paper", settings)
     plan = make_plan(study, Path("results"), sampler="vllm", compute="bfloat16")
     return _row(plan, study.models[0], gpu_bytes=gpu_bytes, available=gpu_bytes - GPU_RESERVE)
 
 
-def on_this_machine(scale: str, *, overrides: Mapping[str, Any]) -> list[Row]:
-    """The models of a scale, on this machine's GPUs or, without any, on its CPU."""
-    study = load_study(scale, dict(overrides))
-    try:
-        kind = resolve_kind(study.sampler, study.machine)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    plan = make_plan(study, Path("results"), sampler=kind, compute=resolve_compute(study.compute))
-    smallest = min(gpu_memories(), default=None)
-    host = int(HOST_SHARE * psutil.virtual_memory().total) // study.machine.ranks
+def rows_of(plan: Plan, *, gpu_bytes: int | None) -> list[Row]:
+    """The models of a plan on GPUs of so much memory, or, without, on this machine's GPUs or its CPU."""
+    smallest = gpu_bytes or min(gpu_memories(), default=None)
+    host = int(HOST_SHARE * psutil.virtual_memory().total) // plan.study.machine.ranks
     available = host if smallest is None else smallest - GPU_RESERVE
-    return [_row(plan, model, gpu_bytes=smallest, available=available) for model in study.models]
+    return [_row(plan, model, gpu_bytes=smallest, available=available) for model in plan.study.models]
 
 
 def _row(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None, available: int) -> Row:
