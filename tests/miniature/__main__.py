@@ -16,7 +16,8 @@ from uniapl.entry import run_guarded
 
 HERE = Path(__file__).resolve().parent
 INPUTS = Path("results/miniature/in")
-NEEDED = ("ifeval_input_data.jsonl", "gsm8k_test.jsonl", "gsm8k_train_first100.jsonl", "mmlu.zip")
+NEEDED = ("ifeval_input_data.jsonl", "gsm8k_test.jsonl", "gsm8k_train_first100.jsonl", "mmlu.zip",
+          "autoif_sample/query_rft.jsonl")  # fmt: skip
 
 
 def write_inputs(project: Path, eval_data: Path) -> None:
@@ -24,7 +25,7 @@ def write_inputs(project: Path, eval_data: Path) -> None:
     missing = [name for name in NEEDED if not (eval_data / name).is_file()]
     if missing:
         raise ValueError(
-            f"{eval_data} lacks {', '.join(missing)}; give a folder with the real files of IFEval, GSM8K and MMLU: "
+            f"{eval_data} lacks {', '.join(missing)}; give a folder with these real files: "
             f"make miniature EVAL_DATA=FOLDER (docs/paper_scale.md)"
         )
     folder = project / INPUTS

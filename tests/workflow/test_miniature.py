@@ -70,7 +70,8 @@ def test_only_names_and_sizes_differ_from_the_papers_config() -> None:
     changed = {key for key in {**paper, **mini} if paper.get(key) != mini.get(key)}
     sizes = {"steps", "prompts_per_step", "rollouts_per_prompt", "demonstrations_per_step", "probe_every", "limit"}
     sizes |= {"max_new_tokens", "ifbench_max_new_tokens", "num_resamples", "ranks", "gpus_per_rank", "cost"}
-    names = {"source", "location", "files", "columns", "kinds"}
+    sizes |= {"max_prompts", "answers_per_prompt"}
+    names = {"source", "location", "files", "columns", "kinds", "items", "if_rlvr"}
     assert {key for key in changed if not set(key.split(".")) & (sizes | names) and ".num_" not in key} == set()
     assert {"data.kinds", "machine.ranks", "stages.uniapl.steps", "discriminator.location"} <= changed
 
@@ -91,6 +92,14 @@ def test_tables_figures_and_report_are_there_and_every_directory_is_closed(root:
     for path in sorted(root.glob("**/manifest.json")):
         config = json.loads((path.parent / "config.json").read_text())
         assert manifest(path.parent)["config_hash"] == content_hash(config), path
+
+
+def test_training_prompts_are_generated_ones_and_autoifs_without_overlap_with_benchmarks(root: Path) -> None:
+    directory = root / index_of(root)["data"]
+    assert len(read_prompts(directory / "train.jsonl")) == 40 + 8
+    page = (directory / "data_card.md").read_text()
+    assert "| items whose functions and cases agree | 20 | 16 |" in page
+    assert "48 training prompts, of which 0 were duplicates of others." in page
 
 
 def test_every_model_answered_every_benchmark(root: Path) -> None:
