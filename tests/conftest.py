@@ -40,3 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def eval_data() -> Path:
+    """Folder with real benchmark files, beside the repository or where UNIAPL_EVAL_DATA says; skips without it."""
+    folder = Path(os.environ.get("UNIAPL_EVAL_DATA") or Path(__file__).parents[2] / "shared/eval-data")
+    if not (folder / "ifeval_input_data.jsonl").is_file():
+        pytest.skip("real benchmark files are not here: set UNIAPL_EVAL_DATA to a folder with ifeval_input_data.jsonl")
+    return folder

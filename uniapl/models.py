@@ -105,7 +105,7 @@ def _random(spec: ModelSpec) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def initialize(model: Any, *, seed: int, end_token_id: int) -> None:
+def initialize(model: Any, *, seed: int, end_token_id: int, end_share: float = END_SHARE) -> None:
     """Fill a model with random weights from a generator of its own: matrices normal, norms 1, biases 0.
 
     The first channel of every embedding is the same constant, no layer writes to it, and the end token's output
@@ -126,17 +126,17 @@ def initialize(model: Any, *, seed: int, end_token_id: int) -> None:
             parameter[0] = 0.0
     embedding[:, 0] = CONSTANT_CHANNEL * std
     head[end_token_id] = 0.0
-    head[end_token_id, 0] = _end_weight(model, generator)
+    head[end_token_id, 0] = _end_weight(model, generator, end_share)
 
 
-def _end_weight(model: Any, generator: torch.Generator) -> float:
-    """The end token's output weight on the constant channel that gives END_SHARE on random text, in steps of 1/4."""
+def _end_weight(model: Any, generator: torch.Generator, end_share: float) -> float:
+    """The end token's output weight on the constant channel that gives `end_share` on random text, in steps of 1/4."""
     ids = torch.randint(model.config.vocab_size, (4, 24), generator=generator)
     hidden_ND = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
     others_N = torch.logsumexp(hidden_ND @ model.get_output_embeddings().weight.T, dim=-1)
     steps = torch.arange(0, 400) / 4
     log_shares = torch.nn.functional.logsigmoid(steps[:, None] * hidden_ND[:, 0] - others_N).mean(dim=1)
-    return float(steps[(log_shares - math.log(END_SHARE)).abs().argmin()])
+    return float(steps[(log_shares - math.log(end_share)).abs().argmin()])
 
 
 def _from_checkpoint(spec: ModelSpec) -> tuple[Any, Any]:

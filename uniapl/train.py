@@ -45,7 +45,8 @@ from uniapl.update import NotFiniteError, Policy, coefficients_at, make_policy, 
 FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
 PROBED_DEMONSTRATIONS = 8
 PROBED_ROLLOUTS = 16  # spread evenly over the step's
-AGREEMENT_TOKENS = 24  # of one greedy answer, on which sampler and trainer are compared after a push
+AGREEMENT_PROMPTS = 8  # on whose greedy answers sampler and trainer are compared after a push: one may end at once,
+AGREEMENT_TOKENS = 24  # and a single token's log-prob is rounded by 0.1 nats in bfloat16
 AGREEMENT_NATS = {"float32": 0.01, "bfloat16": 0.1}  # mean difference of its tokens' log-probs that stops the run
 
 
@@ -156,24 +157,30 @@ class Loop:
         sampler.push_weights(whole_weights(self.policy.model))
 
     def check_agreement(self) -> None:
-        """Raise SharedError where, on a fixed prompt, this rank's sampler gives other log-probs than its policy."""
+        """Raise SharedError where, on fixed prompts, this rank's sampler gives other log-probs than its policy."""
         if self.sampler is None:
             return
         policy = self.policy
-        prompt = next(iter(self.expert.prompts.values()))
-        ids = chat.prompt_ids(policy.tokenizer, prompt.text)
-        (sample,) = self.sampler.generate([ids], seeds=[0], max_new_tokens=AGREEMENT_TOKENS, temperature=0.0)
-        # Greedy log-probs are those at temperature 1.
-        sequence = TokenSequence(ids, sample.token_ids, frozenset({"grpo"}), sampler_logprobs=sample.logprobs)
-        with torch.no_grad():
-            logprobs_T, _ = policy.logprobs(policy.layout([sequence]), temperature=1.0)
-        gap = float((logprobs_T.cpu() - torch.tensor(sample.logprobs)).abs().mean())
+        prompts = list(self.expert.prompts.values())[:AGREEMENT_PROMPTS]
+        ids = [chat.prompt_ids(policy.tokenizer, prompt.text) for prompt in prompts]
+        samples = self.sampler.generate(
+            ids, seeds=[0] * len(ids), max_new_tokens=AGREEMENT_TOKENS, temperature=0.0
+        )  # greedy log-probs are those at temperature 1
+        apart_T: list[torch.Tensor] = []
+        for prompt_ids, sample in zip(ids, samples, strict=True):
+            sequence = TokenSequence(
+                prompt_ids, sample.token_ids, frozenset({"grpo"}), sampler_logprobs=sample.logprobs
+            )
+            with torch.no_grad():
+                logprobs_T, _ = policy.logprobs(policy.layout([sequence]), temperature=1.0)
+            apart_T.append((logprobs_T.cpu() - torch.tensor(sample.logprobs)).abs())
+        gap = float(torch.cat(apart_T).mean())
         gaps = policy.ranks.collect([gap])
         bound = AGREEMENT_NATS[policy.compute]
         apart = [f"rank {rank}: {gap:.3g}" for rank, gap in enumerate(gaps) if not gap <= bound]
         if apart:
             raise SharedError(
-                f"after a push the log-probs of {prompt.id} differ between sampler and trainer by more than {bound} "
+                f"after a push the log-probs of greedy answers differ between sampler and trainer by more than {bound} "
                 f"nats a token ({', '.join(apart)}): the {self.sampler.name} sampler has other weights; "
                 f"set sampler.kind to hf and report this model"
             )

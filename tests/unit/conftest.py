@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,12 +158,3 @@ def _evaluate(
 @pytest.fixture
 def study_builder() -> Callable[..., dict[str, Any]]:
     return build_study
-
-
-@pytest.fixture(scope="session")
-def eval_data() -> Path:
-    """Folder with real benchmark files, beside the repository or where UNIAPL_EVAL_DATA says; skips without it."""
-    folder = Path(os.environ.get("UNIAPL_EVAL_DATA") or Path(__file__).parents[3] / "shared/eval-data")
-    if not (folder / "ifeval_input_data.jsonl").is_file():
-        pytest.skip("real benchmark files are not here: set UNIAPL_EVAL_DATA to a folder with ifeval_input_data.jsonl")
-    return folder

@@ -208,8 +208,11 @@ def test_items_made_before_need_no_teacher(tmp_path: Path) -> None:
     (prompt,) = prompts_of(items, judge_calls, AutoIFSpec.model_validate({}), counts)
     assert prompt.text == "Why tea?\nUse lower case."
     assert prompt.constraints[0].kwargs == {"functions": LOWER}
-    assert [(one["before"], one["after"]) for one in counts] == [(2, 2), (2, 1)]
+    assert [(one["before"], one["after"]) for one in counts] == [(2, 2), (2, 1), (1, 1)]
     assert len(prompts_of(items, judge_calls, AutoIFSpec.model_validate({"answers_per_prompt": 0}), [])) == 2
+    some: list[dict[str, Any]] = []
+    prompts_of(items, judge_calls, AutoIFSpec.model_validate({"answers_per_prompt": 0, "max_prompts": 1}), some)
+    assert (some[-1]["before"], some[-1]["after"]) == (2, 1)  # the card says how many were left out
 
 
 @pytest.mark.parametrize(

@@ -154,3 +154,12 @@ def test_a_score_far_from_the_published_one_is_said_beside_the_limits(tmp_path: 
     assert f'<p class="warning">Stack check: model smollm2_135m {warning}</p>' in page
     assert "Table 7. Base models against published scores" in page
     assert 'href="#stack"' in page
+
+
+def test_a_trial_says_so_and_general_tasks_stand_among_the_results(tmp_path: Path, study_builder: Builder) -> None:
+    scored = {"mmlu": {"acc,none": 0.25, "acc_stderr,none": 0.01, "sample_len": 400}}
+    index = study_builder(tmp_path, methods=("grpo",), tasks=("heldout", "mmlu"), results={"base": scored})
+    (tmp_path / "study.json").write_text(json.dumps(index | {"limit": 3}))
+    page = page_of(tmp_path)
+    assert "only the first 3 questions of each task were asked" in page
+    assert "Table 8. General capability" in page

@@ -238,6 +238,32 @@ def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None
     assert verdicts(tmp_path / "lost")["C9"] == "not supported"
 
 
+def test_table_8_shows_every_general_accuracy_with_its_questions(tmp_path: Path, study_builder: Builder) -> None:
+    scored = {"mmlu": {"acc,none": 0.25, "acc_stderr,none": 0.01, "sample_len": 400}}
+    results = {"base": scored, "uniapl": scored | {"gsm8k": {"exact_match,strict-match": 0.5}}}
+    tasks = ("heldout", "mmlu", "gsm8k")
+    index = study_builder(tmp_path, methods=("uniapl",), tasks=tasks, results=results)
+    tables.main(tmp_path, tmp_path / "tables")
+    assert "table8.md" in table_files(index)
+    base, uniapl = records(tmp_path / "tables", 8)  # gsm8k's has no standard error
+    assert (base["method"], base["task"], base["num_questions"], float(base["score"])) == ("base", "mmlu", "400", 0.25)
+    # Wilson of 100 of 400: (0.25 + 1.921 / 400 -+ 1.96 sqrt(0.25 * 0.75 / 400 + 0.9604 / 400^2)) / (1 + 3.8416 / 400)
+    assert (float(uniapl["score_low"]), float(uniapl["score_high"])) == pytest.approx((0.2101, 0.2947), abs=2e-4)
+    shown = (tmp_path / "tables/table8.md").read_text()
+    assert "MMLU (400 questions), %" in shown
+    assert shown.count("25.0 [21.0, 29.5] | —") == 2
+
+
+def test_a_trial_decides_no_claim_and_shows_what_it_measured(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path)
+    assert verdicts(tmp_path)["C1-laptop"] == "supported"
+    (tmp_path / "study.json").write_text(json.dumps(index | {"limit": 4}))
+    assert set(verdicts(tmp_path).values()) == {"not run"}
+    assert reasons(tmp_path)["C1-laptop"] == "only the first 4 questions of each task were asked"
+    (row,) = [row for row in findings(read_study(tmp_path)) if row.claim == "C1-laptop"]
+    assert "+40.0" in row.measured
+
+
 def test_a_study_without_grpo_has_empty_cells_and_no_verdict(tmp_path: Path, study_builder: Builder) -> None:
     study_builder(tmp_path, methods=("sft",))
     tables.main(tmp_path, tmp_path / "tables")

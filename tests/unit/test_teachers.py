@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from uniapl.teachers import editor
 from uniapl.teachers.__main__ import main
 from uniapl.teachers.drafts import Draft, Drafting, Order, canned_drafts, judged, orders
 from uniapl.teachers.editor import demonstrate, ranked
+from uniapl.teachers.kinds import kinds_table
 
 NO_COMMA = Constraint("punctuation:no_comma", {})
 KEYWORD = Constraint("keywords:existence", {"keywords": ["oven"]})
@@ -164,3 +166,12 @@ def test_the_stage_writes_verified_demonstrations_and_one_row_per_kind(tmp_path:
     rows = list(csv.DictReader((directory / "kinds.csv").open()))
     assert {row["kind"] for row in rows} == {c.kind for d in demonstrations for c in prompts[d.prompt_id].constraints}
     assert all(float(row["teacher_accuracy"]) == 1.0 for row in rows)
+
+
+def test_a_kind_that_lost_all_its_demonstrations_stays_in_the_table() -> None:
+    prompts = {"p": prompt(NO_COMMA), "q": prompt(KEYWORD, name="q")}
+    kept = [Demonstration("p", "train", 0, "None here.", "", (), (True,), 4)]
+    rows = kinds_table([], kept, prompts, Counter({KEYWORD.kind: 2}))
+    assert [(row["kind"], row["num_demonstrations"], row["num_dropped"]) for row in rows] == [
+        (KEYWORD.kind, 0, 2), (NO_COMMA.kind, 1, 0),
+    ]  # fmt: skip

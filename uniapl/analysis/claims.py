@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from scipy.stats import norm
 
 from uniapl.analysis import comparisons
+from uniapl.analysis.capability import general_score
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, GROUPS, TASKS, UNIAPL, p_value, plain_number, with_interval
+from uniapl.analysis.outputs import general_tasks
 from uniapl.analysis.stats import EMPTY, Estimate, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
@@ -38,7 +40,6 @@ STATEMENTS = {
 }
 QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
 MATCHES = "with UniAPL, 0.6B matches"
-GENERAL_METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "pass@1,create_test", "pass@1,none")
 HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
 
 
@@ -76,9 +77,11 @@ def findings(study: Study) -> list[Finding]:
     for model in study.index["models"]:
         rows += [_loss_or_reward(study, model), _too_large(study, model), _general(study, model)]
     adjusted = holm([row.quantity.p for row in rows], confidence=study.claims.confidence)
-    closed = []
+    closed, limit = [], study.index.get("limit")  # a trial decides nothing
     for row, p_holm in zip(rows, adjusted, strict=True):
         decided = verdict(row.quantity, row.margin, p_holm, confidence=study.claims.confidence)
+        if decided != NOT_RUN and limit:
+            decided, row = NOT_RUN, replace(row, reason=f"only the first {limit} questions of each task were asked")
         closed.append(replace(row, p_holm=p_holm, verdict=decided))
     return sorted(closed, key=lambda row: int(row.claim[1]))
 
@@ -299,39 +302,26 @@ def _general(study: Study, model: str) -> Finding:
     margin = study.claims.kept_margin_points
     tolerance = f"a loss of at most {plain_number(margin, 1)} points, the whole interval"
     row = replace(_row("C9", model, "", tolerance), margin=-margin, unit="points")
-    tasks = [task for task in study.index["tasks"] if task not in ("heldout", "development", "ifbench", "ifeval")]
+    tasks = general_tasks(study.index)
     if not tasks:
         return replace(row, reason="no general capability task (MMLU and the like) was evaluated")
     if not _has(study, model, UNIAPL, BASE):
         return replace(row, reason="uniapl was not trained")
-    changes = [_general_change(study, model, task) for task in tasks]
-    known = [change for change in changes if change is not None]
+    changes = {task: _general_change(study, model, task) for task in tasks}
+    known = {task: change for task, change in changes.items() if change is not None}
     if not known:
         return replace(row, reason="lm-eval's results hold no accuracy with a standard error for the general tasks")
-    value = 100 * sum(change for change, _ in known) / len(known)
-    error = 100 * math.sqrt(sum(variance for _, variance in known)) / len(known)
+    value = 100 * sum(change for change, _ in known.values()) / len(known)
+    error = 100 * math.sqrt(sum(variance for _, variance in known.values())) / len(known)
     half = float(norm.ppf(0.5 + study.claims.confidence / 2)) * error
     quantity = Estimate(value, value - half, value + half, len(known), "normal, unpaired")
     shown = with_interval(value, quantity.low, quantity.high, 1, signed=True)
-    return replace(row, quantity=quantity, measured=f"UniAPL − base, mean of {', '.join(tasks)}: {shown} points")
+    return replace(row, quantity=quantity, measured=f"UniAPL − base, mean of {', '.join(known)}: {shown} points")
 
 
 def _general_change(study: Study, model: str, task: str) -> tuple[float, float] | None:
     """(mean over seeds of UniAPL) - base and its variance, or None where lm-eval gave none."""
-    found = {}
-    for method in (UNIAPL, BASE):
-        entries = [
-            study.results[e["directory"]].get("results", {}).get(task, {}) for e in study.evaluations(model, method)
-        ]
-        metric = next((m for m in GENERAL_METRICS if entries and all(m in entry for entry in entries)), None)
-        if metric is None:
-            return None
-        name, _, filter_name = metric.partition(",")
-        errors = [entry.get(f"{name}_stderr,{filter_name}") for entry in entries]
-        if not all(isinstance(error, (int, float)) for error in errors):
-            return None
-        found[method] = (
-            sum(entry[metric] for entry in entries) / len(entries),
-            sum(e**2 for e in errors) / len(entries),
-        )
-    return found[UNIAPL][0] - found[BASE][0], found[UNIAPL][1] + found[BASE][1]
+    ours, base = (general_score(study, model, method, task) for method in (UNIAPL, BASE))
+    if ours is None or base is None:
+        return None
+    return ours.value - base.value, ours.variance + base.variance

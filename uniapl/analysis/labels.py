@@ -26,6 +26,7 @@ OTHER_MARKERS = ("P", "X", "<", ">", "h", "p")
 
 GROUPS = {"all": "Held-out", "seen": "Held-out, seen kinds", "unseen": "Held-out, unseen kinds"}
 TASKS = {"heldout": "Held-out", "development": "Development", "ifbench": "IFBench", "ifeval": "IFEval"}
+GENERAL = {"mmlu": "MMLU", "gsm8k": "GSM8K", "humaneval": "HumanEval", "ceval-valid": "C-Eval"}
 
 
 def method_label(method: str, stages: Mapping[str, str]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from uniapl.analysis.labels import TASKS
+
 TABLES = (1, 2, 3, 4, 5)
-ABLATION_TABLE, REFERENCE_TABLE = 6, 7
+ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE = 6, 7, 8
 FIGURES = (1, 2, 3, 4)
 TABLE_FORMATS = ("csv", "md", "tex")
 FIGURE_FORMATS = ("pdf", "png", "txt")
@@ -21,9 +23,17 @@ def has_references(study_index: dict[str, Any]) -> bool:
     return bool(study_index.get("references", {}).get("models"))
 
 
+def general_tasks(study_index: dict[str, Any]) -> list[str]:
+    """Tasks of which only lm-eval's accuracies are kept: MMLU and the like."""
+    return [task for task in study_index.get("tasks", ()) if task not in TASKS]
+
+
 def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
-    """Tables 1 to 5, 6 where the study has ablations, 7 where base models have published scores."""
-    optional = ((ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)))
+    """Tables 1 to 5, 6 where the study has ablations, 7 where base models have published scores, 8 general tasks."""
+    optional = (
+        (ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)),
+        (GENERAL_TABLE, bool(general_tasks(study_index))),
+    )  # fmt: skip
     return (*TABLES, *(number for number, is_there in optional if is_there))
 
 

@@ -4,7 +4,8 @@
 
 ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 methods x evaluations and their cost,
 2 the paper's claims, 3 constraint kinds, 4 distributions against the expert, 5 data, teacher and discriminator,
-6 ablations where the study has some, 7 base models against their published scores where there are such.
+6 ablations where the study has some, 7 base models against their published scores where there are such, 8 general
+capability where such tasks were evaluated.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 import pandas as pd
 
 from uniapl.analysis import comparisons, stats
+from uniapl.analysis.capability import table8
 from uniapl.analysis.claims import findings
 from uniapl.analysis.collect import MAIN, Study, curve_of, read_study, rows_of
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.facts import table5
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
-from uniapl.analysis.outputs import has_ablations, has_references
+from uniapl.analysis.outputs import general_tasks, has_ablations, has_references
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
 from uniapl.analysis.stats import Estimate
@@ -428,7 +430,8 @@ def all_tables(study: Study) -> list[Table]:
     """Every table of the study in order."""
     tables = [table1(study), table2(study), table3(study), table4(study), table5(study)]
     tables += [table6(study)] if has_ablations(study.index) else []
-    return [*tables, table7(study)] if has_references(study.index) else tables
+    tables += [table7(study)] if has_references(study.index) else []
+    return [*tables, table8(study)] if general_tasks(study.index) else tables
 
 
 def main(root: Path, output: Path) -> None:

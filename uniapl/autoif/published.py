@@ -82,4 +82,6 @@ def prompts_of(items: Sequence[Item], judges: Judges, spec: AutoIFSpec, counts: 
         kept = [pair for pair, passed in zip(checked, able, strict=True) if any(passed)]
         counts.append({"step": "prompts with an answer that passes", "before": len(checked), "after": len(kept)})
     prompts = {prompt.id: prompt for item, one in kept for prompt in [training_prompt(item.query, one)]}
-    return list(prompts.values())[: spec.max_prompts]
+    taken = list(prompts.values())[: spec.max_prompts]
+    counts.append({"step": "different ones, at most max_prompts", "before": len(kept), "after": len(taken)})
+    return taken

@@ -217,6 +217,8 @@ def _direction(estimate: comparisons.Estimate, up: str, down: str) -> str:
 def _limits(study: Study) -> list[str]:
     seeds = {entry["seed"] for entry in study.index["evaluations"] if entry["method"] != BASE}
     limits = list(LIMITS.get(study.index["scale"], ()))
+    if limit := study.index.get("limit"):
+        limits.append(f"This is a trial: only the first {limit} questions of each task were asked. It decides nothing.")
     if len(seeds) == 1:
         limits.append("There is one training seed: the intervals speak of other prompts, not of other runs.")
     return limits

@@ -30,6 +30,8 @@ def kinds_table(
             for constraint, one in zip(prompt.constraints, record.followed, strict=True):
                 verdicts[constraint.kind].append(one is True)
                 groups[constraint.kind] = prompt.group
+    for prompt in prompts.values():  # a kind may have lost all that were ordered with it
+        groups |= {one.kind: prompt.group for one in prompt.constraints if dropped[one.kind]}
     return [
         {
             "kind": kind,
