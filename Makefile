@@ -1,14 +1,16 @@
 # make            environment into .venv, then the study (snakemake --cores all)
 # make test       environment, then all tests;  make test-fast  without the slow ones
+# make miniature  the paper's config on tiny models and a few real rows, which EVAL_DATA=FOLDER holds (about 7 minutes)
 # make soak       kill training at random moments, 200 times, and compare (about an hour; may be stopped and continued)
 # make clean-env  remove .venv
 # Variables: PYTHON (which python3), SCALE (smoke, laptop, paper; default auto), TORCH_OPTIONS (pip options for torch alone)
 SHELL := bash
 .DEFAULT_GOAL := all
-.PHONY: all environment test-environment test test-fast soak clean-env
+.PHONY: all environment test-environment test test-fast miniature soak clean-env
 
 PYTHON ?= python3
 VENV ?= .venv
+EVAL_DATA ?= ../shared/eval-data
 export PYTHON VENV TORCH_OPTIONS
 # Nothing is fetched after the installation, and libraries that would try say so at once instead of waiting.
 export HF_HUB_OFFLINE := 1
@@ -36,6 +38,9 @@ test: test-environment
 
 test-fast: test-environment
 	@$(VENV)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+
+miniature: test-environment
+	@$(VENV)/bin/python -m tests.miniature --eval-data $(EVAL_DATA)
 
 soak: test-environment
 	@$(VENV)/bin/python -m tests.soak --kills 200
