@@ -221,10 +221,14 @@ def estimate(
 @app.command()
 def doctor(
     scale: Annotated[str, typer.Option(help="The scale that is to run: smoke, laptop, paper.")] = "paper",
-    models: Annotated[str | None, typer.Option(help="Instead of the scale's: as models= of the workflow.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="key=value as of the workflow's --config; may be given again.")
+    ] = None,
 ) -> None:
     """Say of everything that a scale needs here whether it is there, and what brings it."""
-    run_guarded(lambda: show_findings(scale, {"models": models} if models else {}))
+    from uniapl.layers import read_overrides
+
+    run_guarded(lambda: show_findings(scale, read_overrides(config or ())))
 
 
 def show_findings(scale: str, overrides: dict[str, Any]) -> None:
@@ -240,10 +244,14 @@ def show_findings(scale: str, overrides: dict[str, Any]) -> None:
 @app.command()
 def fetch(
     scale: Annotated[str, typer.Option(help="The scale whose models and data are wanted.")] = "paper",
-    models: Annotated[str | None, typer.Option(help="Instead of the scale's: as models= of the workflow.")] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="key=value as of the workflow's --config; may be given again.")
+    ] = None,
 ) -> None:
     """Download all that a scale takes from the hub, pinned and checked, so that its runs need no network."""
-    run_guarded(lambda: fetch_sources(scale, {"models": models} if models else {}))
+    from uniapl.layers import read_overrides
+
+    run_guarded(lambda: fetch_sources(scale, read_overrides(config or ())))
 
 
 def fetch_sources(scale: str, overrides: dict[str, Any]) -> None:

@@ -51,6 +51,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words, the values as YAML, as Snakemake reads its `--config`. Raise ConfigError for another form."""
+    overrides: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            overrides[key.strip()] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise ConfigError(f"--config {word!r}: give key=value, the value as YAML") from None
+    return overrides
+
+
 def shown(path: Path) -> str:
     """A path as users know it, relative to the project where it lies inside."""
     try:
@@ -292,7 +306,9 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
         if name not in available("evals"):
             origin, known = _origin(layers, ("data", "decontaminate_against")), ", ".join(available("evals"))
             raise ConfigError(f"{origin}: data.decontaminate_against = {name!r}: unknown; known: {known}")
-    avoided = {name: load_benchmark(name, layers) for name in shared}
+    # How a benchmark is evaluated is no reason to make other prompts.
+    evaluated = {"num_fewshot": None, "max_new_tokens": None, "known": {}}
+    avoided = {name: load_benchmark(name, layers).model_copy(update=evaluated) for name in shared}
     unknown = set(merged.get("stages") or {}) - set(available("methods"))
     if unknown:
         origin, name = _origin(layers, ("stages",)), min(unknown)

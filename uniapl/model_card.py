@@ -283,7 +283,12 @@ def _sources(config: dict[str, Any]) -> list[dict[str, str]]:
     rows = [{"part": "Base model", "what": what, "licence": licence}]
     kinds = KINDS.get(data["kinds"], f"generated prompts ({data['kinds']})")
     own = "the suite's, apache-2.0"
-    rows.append({"part": "Prompts", "what": f"{data['num_policy']} training prompts: {kinds}", "licence": own})
+    most = f"at most {data['num_policy']} training prompts"
+    if data.get("autoif") or data.get("if_rlvr"):
+        rows.append(
+            {"part": "Prompts", "what": f"{most}, mixed from all that follow (data_card.md)", "licence": "theirs"}
+        )
+    rows.append({"part": "Prompts", "what": kinds if len(rows) > 1 else f"{most}: {kinds}", "licence": own})
     if data.get("autoif"):
         made = data["autoif"]["items"] is None
         what = f"AutoIF's pipeline (arXiv 2406.13542) with {'the teacher' if made else 'items made before'}"

@@ -52,7 +52,7 @@ def make_training_prompts(
     """
     sets = [_generated(spec)]
     if autoif is not None:
-        sets.append(_autoif(*autoif))
+        sets.append(_short(*_autoif(*autoif), spec))
     if spec.if_rlvr is not None:
         sets.append(_if_rlvr(spec.if_rlvr, spec))
     prompts = [prompt for some, _ in sets for prompt in some]
@@ -83,7 +83,7 @@ def _generated(spec: DataSpec) -> tuple[list[Prompt], Card]:
 
 def _autoif(prompts: list[Prompt], manifest: dict[str, Any]) -> tuple[list[Prompt], Card]:
     if "items" in manifest:
-        card = Card("AutoIF", f"items made before: {manifest['items']}", "that of these items")
+        card = Card("AutoIF", f"items made before: {Path(manifest['items']).name}", "that of these items")
         card.sha256[Path(manifest["items"]).name] = manifest["items_sha256"]
     else:
         how = "AutoIF's pipeline (arXiv 2406.13542) with the study's teacher"
@@ -96,16 +96,31 @@ def _autoif(prompts: list[Prompt], manifest: dict[str, Any]) -> tuple[list[Promp
 def _if_rlvr(source: IFRLVRSpec, spec: DataSpec) -> tuple[list[Prompt], Card]:
     folder = if_rlvr.folder_of(source)
     prompts, counts = if_rlvr.load(if_rlvr.rows_of(folder))
-    card = Card("IF-RLVR", source.location or f"{source.hub} at {source.revision}", if_rlvr.LICENCE)
+    card = Card("IF-RLVR", _place(source), if_rlvr.LICENCE)
     card.sha256 = {path.name: file_sha256(path) for path in if_rlvr.files_of(folder)}
     card.left_out = counts["left_out"]
     card.keep("rows that can be judged", counts["rows"], counts["kept"])
+    prompts, card = _short(prompts, card, spec)
     unseen = set(kinds_of("unseen", spec.kinds))
     seen = [prompt for prompt in prompts if not unseen & {one.kind for one in prompt.constraints}]
     card.keep("without kinds that are kept for held-out prompts", len(prompts), len(seen))
     stream("data", spec.seed, "if_rlvr").shuffle(seen)
     kept = seen[: source.max_prompts]
     card.keep("drawn (data.if_rlvr.max_prompts)", len(seen), len(kept))
+    return kept, card
+
+
+def _place(source: IFRLVRSpec) -> str:
+    return f"a folder {Path(source.location).name}" if source.location else f"{source.hub} at {source.revision}"
+
+
+def _short(prompts: list[Prompt], card: Card, spec: DataSpec) -> tuple[list[Prompt], Card]:
+    """Prompts that surely fit the sampler."""
+    most = spec.max_prompt_bytes
+    if most is None:
+        return prompts, card
+    kept = [prompt for prompt in prompts if len(prompt.text.encode("utf-8", "surrogatepass")) <= most]
+    card.keep(f"of at most {most:,} bytes (data.max_prompt_bytes)", len(prompts), len(kept))
     return kept, card
 
 

@@ -195,9 +195,15 @@ def jobs_at_once(scale: str) -> int:
     return 1 if scale == "paper" else 2
 
 
-def teacher_gpus(teacher: TeacherSpec, *, drafts: bool = True) -> int:
-    """GPUs of a job that asks the teacher: a local one's, else one where the base model drafts, or none."""
-    return teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) else int(drafts)
+def teacher_gpus(teacher: TeacherSpec) -> int:
+    """GPUs that make demonstrations, where there are any: a local teacher's, else one for the base model's drafts."""
+    return teacher.access.tensor_parallel if isinstance(teacher, VLLMSpec) else 1
+
+
+def autoif_gpus(study: Study) -> int:
+    """GPUs that make AutoIF's prompts: a local teacher's, where it is asked."""
+    asked = study.data.autoif is not None and study.data.autoif.items is None
+    return study.teacher.access.tensor_parallel if asked and isinstance(study.teacher, VLLMSpec) else 0
 
 
 def teacher_access(teacher: TeacherSpec) -> str:

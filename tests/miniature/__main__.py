@@ -1,4 +1,4 @@
-"""Make the miniature: `python -m tests.miniature --eval-data FOLDER [--configfile FILE ...] [snakemake's options]`.
+"""Make the miniature: `python -m tests.miniature --eval-data FOLDER [--configfile FILE] [snakemake's options]`.
 
 Writes the tiny checkpoints and a link to the real benchmark files below results/miniature/in of the current folder, a
 project, and runs Snakemake there with paper.yaml. Further config files shorten it (short.yaml).
@@ -46,7 +46,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Run the paper's config on tiny random models and a few real rows.")
     parser.add_argument("--eval-data", type=Path, required=True, metavar="FOLDER", help="real benchmark files")
-    parser.add_argument("--configfile", type=Path, nargs="*", default=[], help="config that overrules paper.yaml")
+    parser.add_argument("--configfile", type=Path, action="append", default=[], help="config that overrules paper.yaml")
     arguments, options = parser.parse_known_args()
     run_guarded(lambda: write_inputs(Path.cwd(), arguments.eval_data))
     raise SystemExit(subprocess.run(command(*options, configs=tuple(arguments.configfile)), check=False).returncode)

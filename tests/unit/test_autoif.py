@@ -183,7 +183,7 @@ def test_the_stage_goes_on_where_it_was_stopped_and_asks_nothing_twice(tmp_path:
     assert 100 < before < sum(server.answered.values())
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["teacher"]["from_cache"] == before
-    assert [row["step"] for row in manifest["steps"]][-1] == "prompts with an answer that serves the query"
+    assert [row["step"] for row in manifest["steps"]][-1] == "at most data.autoif.max_prompts"
     prompts = read_prompts(directory / "prompts.jsonl")
     assert len(prompts) == manifest["num_prompts"] > 0
     assert manifest["sandbox"]["backends"]

@@ -83,7 +83,3 @@ def test_its_version_is_the_projects_in_every_place():
 @pytest.mark.parametrize("word", ["KEY", "TOKEN", "SECRET", "PASSWORD"])
 def test_it_holds_no_secret(word: str):
     assert not [line for line in words("ENV") + words("ARG") if word in line.upper()]
-
-
-def test_a_pod_without_gpus_is_not_shown_those_of_its_node():
-    assert "NVIDIA_VISIBLE_DEVICES" not in DOCKERFILE

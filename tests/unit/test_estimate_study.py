@@ -28,7 +28,6 @@ from uniapl.estimate.study import (
     Options,
     estimate,
     plan_of,
-    read_overrides,
     speed_of,
     teacher_lines,
 )
@@ -46,7 +45,7 @@ from uniapl.estimate.work import (
     training_work,
     update_step,
 )
-from uniapl.layers import CONFIG, load_study
+from uniapl.layers import CONFIG, load_study, read_overrides
 from uniapl.shapes import Shape
 from uniapl.teachers import drafts
 

@@ -107,7 +107,7 @@ def fetch(cache: Path, url: str, revision: str = COMMIT, name: str = "owner/mode
     """The command, with that hub and an empty cache of its own."""
     environment = os.environ | {"HF_ENDPOINT": url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
     environment |= {"HF_HUB_ETAG_TIMEOUT": "2", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    words = ["fetch", "--scale", "laptop", "--models", f"{name}@{revision}"]
+    words = ["fetch", "--scale", "laptop", "--config", f"models={name}@{revision}"]
     command = [sys.executable, "-m", "uniapl.cli", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
 

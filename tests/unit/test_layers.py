@@ -175,6 +175,10 @@ def test_a_discriminator_that_does_not_fit_is_named(config: Path) -> None:
         ({"stages": {"sft": {"mu": {"peak": 0.5, "valley": 1.5}}}}, "mu = 1.5 is above 1"),
         ({"stages": {"sft": {"adversarial_as": "reward"}}}, "adversarial_as: reward needs mu below 1"),
         ({"data": {"autoif": {}}}, "data.autoif asks the teacher, and teacher 'editor' cannot be asked"),
+        (
+            {"data": {"if_rlvr": {}}},
+            "data.max_prompt_bytes = None: with data.autoif or data.if_rlvr it must be at most",
+        ),
         ({"data": {"decontaminate_against": ["gsm8"]}}, "data.decontaminate_against = 'gsm8': unknown; known: "),
         ({"data": {"num_policy": 400}}, "num_policy + num_discriminator + num_discriminator_test = 416 is more than"),
     ],
@@ -262,6 +266,9 @@ def test_the_papers_prompts_are_kept_apart_from_benchmarks_where_a_study_says_th
     assert study.data.benchmarks["gsm8k"].location == "elsewhere"
     assert {name for name, spec in study.data.benchmarks.items() if not spec.question} == set()
     assert study.data.autoif is not None
+    capped = load_study("paper", {"evaluation": {"benchmarks": {"gsm8k": located | {"max_new_tokens": 9}}}})
+    assert capped.evaluation.benchmarks["gsm8k"].max_new_tokens == 9
+    assert capped.data == study.data  # how a benchmark is evaluated is no reason to make other prompts
     fetched = [str(source) for source in sources_of(study)]
     assert [one for one in fetched if "IF_multi_constraints_upto5" in one]
     assert not [one for one in fetched if "gsm8k" in one]

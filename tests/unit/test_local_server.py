@@ -19,7 +19,7 @@ from uniapl.config import VLLMSpec
 from uniapl.layers import load_study
 from uniapl.teachers import local_server
 from uniapl.teachers.local_server import LocalServer, options
-from uniapl.workflow import teacher_access, teacher_gpus
+from uniapl.workflow import autoif_gpus, teacher_access, teacher_gpus
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,10 +40,13 @@ def test_a_local_teacher_gets_its_gpus_and_samples_as_each_request_says() -> Non
     assert pairs["--served-model-name"] == "big-1234"
     assert pairs["--generation-config"] == "vllm"
     assert "--trust-remote-code" not in words
-    assert teacher_gpus(spec) == teacher_gpus(spec, drafts=False) == 8
+    assert teacher_gpus(spec) == 8
     editor = load_study("smoke").teacher
     assert (teacher_gpus(editor), teacher_access(editor)) == (1, "")
-    assert teacher_gpus(load_study("paper").teacher, drafts=False) == 0
+    assert autoif_gpus(load_study("paper")) == 0
+    local = {"teacher": "qwen3_235b_vllm"}
+    assert autoif_gpus(load_study("paper", local)) == 8
+    assert autoif_gpus(load_study("paper", local | {"data": {"autoif": {"items": "items.jsonl"}}})) == 0
 
 
 def test_other_weights_under_one_name_are_another_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

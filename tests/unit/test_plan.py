@@ -196,7 +196,7 @@ def test_the_papers_study_is_judged_on_ifeval_and_compares_with_its_own_teacher_
 
 def test_autoifs_prompts_hang_on_the_teacher_and_not_on_how_it_is_reached(tmp_path: Path) -> None:
     def plan(**values: Any) -> Plan:
-        return plan_of(tmp_path, teacher={"name": "qwen3_235b", **values}, data={"autoif": {}})
+        return plan_of(tmp_path, teacher={"name": "qwen3_235b", **values}, data={"autoif": {}, "max_prompt_bytes": 99})
 
     first, elsewhere, warmer = plan(), plan(access={"concurrency": 1}), plan(temperature=1.0)
     assert first.autoif is not None
@@ -206,7 +206,7 @@ def test_autoifs_prompts_hang_on_the_teacher_and_not_on_how_it_is_reached(tmp_pa
     reads = upstream({"all": first})
     assert reads[str(first.data.directory)] == {"autoif": first.autoif.directory}
     assert reads[str(first.autoif.directory)] == {}
-    items = {"autoif": {"items": "items.jsonl"}}
+    items = {"autoif": {"items": "items.jsonl"}, "max_prompt_bytes": 99}
     assert plan_of(tmp_path, data=items).autoif == plan_of(tmp_path, data=items, teacher="qwen3_235b").autoif
 
 

@@ -100,6 +100,13 @@ def test_a_mixture_is_shuffled_alike_each_time_and_a_single_source_not_at_all(so
     assert (len(cards), report) == (1, None)
 
 
+def test_prompts_that_might_not_fit_the_sampler_are_left_out_and_counted(sources: dict[str, Any]) -> None:
+    _, cards, _ = make_training_prompts(spec_of(sources, max_prompt_bytes=40), sources["autoif"])
+    step = "of at most 40 bytes (data.max_prompt_bytes)"
+    assert [one for one in cards[1].steps if one[0] == step] == [(step, 3, 2)]
+    assert [one for one in cards[2].steps if one[0] == step] == [(step, 7, 7)]
+
+
 def test_too_few_prompts_and_missing_sources_are_one_line_with_the_remedy(
     sources: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.miniature.__main__ import HERE, INPUTS, write_inputs
-from tests.workflow.conftest import copy_project, snakemake_in
+from tests.workflow.conftest import REPOSITORY, copy_project, snakemake_in
 from uniapl import chat
 from uniapl.analysis.outputs import figure_files, table_files
 from uniapl.answer_cache import request_key
@@ -36,8 +39,11 @@ def miniature(tmp_path_factory: pytest.TempPathFactory, eval_data: Path) -> Path
     if reason := explain_fallback():
         pytest.skip(f"the miniature needs vLLM: {reason}")
     project = copy_project(tmp_path_factory.mktemp("miniature") / "project")
-    write_inputs(project, eval_data)
-    done = snakemake_in(project, *CONFIGS)
+    words = ["--eval-data", str(eval_data), "--configfile", str(HERE / "short.yaml")]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.miniature", *words], cwd=project, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{REPOSITORY}"},
+    )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return project
 

@@ -16,7 +16,7 @@ from uniapl.answer_cache import Answer
 from uniapl.autoif import replies, requests
 from uniapl.autoif.cross_check import Checked, Thresholds, cross_check, distinct, enough
 from uniapl.config import AutoIFSpec
-from uniapl.constraints.functions import KIND, agreed
+from uniapl.constraints.functions import KIND, MOST_FUNCTIONS, agreed
 from uniapl.records import Constraint, Prompt
 from uniapl.sandbox import Judgement
 from uniapl.seeding import stream, stream_seed
@@ -117,7 +117,7 @@ class Pipeline:
         """Prompts that the teacher can answer: one passes, and serves the query well in the teacher's own eyes."""
         times = self.spec.answers_per_prompt
         if times == 0:
-            return [training_prompt(*pair) for pair in pairs[: self.spec.max_prompts]]
+            return self._cut([training_prompt(*pair) for pair in pairs])
         texts = [requests.prompt(query, one.instruction) for query, one in pairs for _ in range(times)]
         answers = self._ask("answer", texts)
         todo = [
@@ -133,8 +133,11 @@ class Pipeline:
         for (p, _), answer in zip(passed, self._ask("score", marks), strict=True):
             scores[p].append(replies.scored(answer.text) or 0)
         good = [p for p in able if max(scores[p]) > self.spec.min_score]
-        kept = self._keep("prompts with an answer that serves the query", able, good)[: self.spec.max_prompts]
-        return [training_prompt(*pairs[p]) for p in kept]
+        kept = self._keep("prompts with an answer that serves the query", able, good)
+        return self._cut([training_prompt(*pairs[p]) for p in kept])
+
+    def _cut(self, prompts: list[Prompt]) -> list[Prompt]:
+        return self._keep("at most data.autoif.max_prompts", prompts, prompts[: self.spec.max_prompts])
 
     def _ask(self, step: str, texts: Sequence[str]) -> list[Answer]:
         """Equal texts are asked with other seeds, so that their answers differ."""
@@ -153,7 +156,7 @@ class Pipeline:
 
 def training_prompt(query: str, checked: Checked) -> Prompt:
     """A query with an instruction, judged by the instruction's functions."""
-    constraint = Constraint(KIND, {"functions": list(checked.functions)}, checked.instruction)
+    constraint = Constraint(KIND, {"functions": list(checked.functions[:MOST_FUNCTIONS])}, checked.instruction)
     identity = f"autoif-{stream_seed('autoif', query, checked.instruction):016x}"
     return Prompt(identity, "train", requests.prompt(query, checked.instruction), (constraint,))
 

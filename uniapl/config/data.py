@@ -14,7 +14,7 @@ class AutoIFSpec(Spec):
     """AutoIF's pipeline (arXiv 2406.13542); the paper trains on its data, how much and how made is not stated."""
 
     augmentations: Positive = Field(20, description="Requests for 50 new instructions each; ours.")
-    functions_per_instruction: Positive = Field(8, description="K verification functions asked for; ours.")
+    functions_per_instruction: int = Field(8, ge=1, le=16, description="K verification functions asked for; ours.")
     min_functions: Positive = Field(3, description="Different functions that an instruction needs; the authors'.")
     min_cases: Positive = Field(10, description="Different test cases that an instruction needs; the authors'.")
     agreement: Fraction = Field(0.8, description="Share of the kept cases that a function must pass; the authors'.")
@@ -66,6 +66,9 @@ class DataSpec(Spec):
     num_discriminator: Positive = Field(description="Training prompts that only train the discriminator's head.")
     num_discriminator_test: Positive = Field(description="Training prompts that only measure the discriminator's AUC.")
 
+    max_prompt_bytes: Positive | None = Field(
+        None, description="Longest prompt of AutoIF and IF-RLVR, UTF-8; a token has at least one byte; null: any."
+    )
     autoif: AutoIFSpec | None = Field(None, description="AutoIF's prompts beside the generated ones; null: none.")
     if_rlvr: IFRLVRSpec | None = Field(None, description="IFBench's training set beside them; null: none.")
     decontaminate_against: tuple[str, ...] = Field(
@@ -76,7 +79,7 @@ class DataSpec(Spec):
     @model_serializer(mode="wrap")
     def _of_what_is_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What a study does not use stands in no config.json, so that a source more renames no directory."""
-        optional = ("autoif", "if_rlvr", "decontaminate_against", "benchmarks")
+        optional = ("max_prompt_bytes", "autoif", "if_rlvr", "decontaminate_against", "benchmarks")
         return {key: value for key, value in dump(self).items() if value or key not in optional}
 
     @model_validator(mode="after")

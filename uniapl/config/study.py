@@ -13,6 +13,8 @@ from uniapl.config.evaluation import ClaimSpec, EvalSpec
 from uniapl.config.teachers import EditorSpec, TeacherSpec
 from uniapl.config.training import MachineSpec, SamplerSpec, StageSpec, TrainSpec
 
+TEMPLATE_TOKENS = 64  # more than a chat template puts around a message
+
 
 class Study(Spec):
     """One scale, resolved: everything that `snakemake --cores all` will do."""
@@ -43,5 +45,16 @@ class Study(Spec):
             raise ValueError(
                 "data.autoif asks the teacher, and teacher 'editor' cannot be asked: name another teacher, or a file "
                 "of items in data.autoif.items"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_prompts(self) -> Study:
+        data, room = self.data, self.sampler.max_model_tokens - self.data.max_new_tokens - TEMPLATE_TOKENS
+        if (data.autoif or data.if_rlvr) and (data.max_prompt_bytes is None or data.max_prompt_bytes > room):
+            raise ValueError(
+                f"data.max_prompt_bytes = {data.max_prompt_bytes}: with data.autoif or data.if_rlvr it must be at most "
+                f"{room}, so that prompt and answer fit sampler.max_model_tokens = {self.sampler.max_model_tokens}; "
+                f"lower it, or raise that"
             )
         return self

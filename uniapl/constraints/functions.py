@@ -7,6 +7,7 @@ them have to agree; where they do not, or one gives no verdict, there is none.
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -38,8 +39,10 @@ def require_sandbox() -> None:
 
 @cache
 def _sandbox() -> Sandbox:
-    """This process's sandbox, until it ends."""
-    sandbox = Sandbox()
+    """This process's sandbox, until it ends. Ranks of a node share its cores, and each has its own."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) // ranks
+    sandbox = Sandbox(processes=max(1, min(cores, int(os.environ.get("OMP_NUM_THREADS") or cores))))
     sandbox.__enter__()
     atexit.register(sandbox.__exit__, None, None, None)
     return sandbox

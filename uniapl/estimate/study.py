@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from uniapl.estimate.teacher import (
     totals,
 )
 from uniapl.estimate.work import TASKS
-from uniapl.layers import CONFIG, load_study, merge
+from uniapl.layers import CONFIG, load_study, merge, read_overrides
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import resolve_compute, resolve_kind
 from uniapl.workflow import SCALES, jobs_at_once, read_settings
@@ -94,20 +93,6 @@ class Estimate:
     def total(self, name: str) -> float:
         """The sum of a line's quantity."""
         return math.fsum(getattr(line, name) or 0.0 for line in self.lines)
-
-
-def read_overrides(words: Sequence[str]) -> dict[str, Any]:
-    """`key=value` words, the values as YAML, as Snakemake reads its `--config`. Raise ConfigError for another form."""
-    overrides: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        try:
-            if not equals:
-                raise ValueError
-            overrides[key.strip()] = yaml.safe_load(value)
-        except (ValueError, yaml.YAMLError):
-            raise ConfigError(f"--config {word!r}: give key=value, the value as YAML") from None
-    return overrides
 
 
 def plan_of(scale: str, options: Options, overrides: Mapping[str, Any]) -> tuple[Plan, Place]:

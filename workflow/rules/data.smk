@@ -22,7 +22,7 @@ rule model:
 
 # AutoIF's prompts, whose verification functions the teacher writes. How it is reached is no reason to ask it again.
 TEACHER_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher)
-AUTOIF_GPUS = study_workflow.teacher_gpus(PLANS[TARGET].study.teacher, drafts=False)
+AUTOIF_GPUS = study_workflow.autoif_gpus(PLANS[TARGET].study)
 TEACHER_ACCESS = study_workflow.teacher_access(PLANS[TARGET].study.teacher)
 
 
