@@ -33,8 +33,14 @@ SPLITS = ("train", "development", "heldout", "ifbench")
 
 
 def num_policy(prompts: Sequence[Prompt], spec: DataSpec) -> int:
-    """How many train the policies: as many as the config asks for, or what the discriminator's leave."""
-    return min(spec.num_policy, len(prompts) - spec.num_discriminator - spec.num_discriminator_test)
+    """How many train the policies: as many as the config asks for, or what the discriminator leaves."""
+    left = len(prompts) - spec.num_discriminator - spec.num_discriminator_test
+    if left < 1:
+        raise ValueError(
+            f"only {len(prompts)} training prompts, of which the discriminator takes "
+            f"{spec.num_discriminator + spec.num_discriminator_test}: none is left for the policies; make more"
+        )
+    return min(spec.num_policy, left)
 
 
 def policy_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:

@@ -56,6 +56,7 @@ class Setting:
     model_directory: Path
     prompts: list[Prompt]
     demonstrations: list[Demonstration]
+    of_discriminator: list[Prompt]
 
     def policy(self, stage: StageSpec, *, machine: MachineSpec | None = None, **settings: Any) -> Policy:
         weights = weights_directory(self.model_directory)
@@ -74,12 +75,12 @@ def make_setting(directory: Path) -> Setting:
     """The smoke study's tiny model, made in a directory, and prompts with an answer."""
     models.main(directory, {"model": tiny_model().model_dump()})
     data = load_study("smoke").data.model_copy(update={"max_new_tokens": MAX_NEW_TOKENS})
-    prompts = generate_split(data, "train", 16)
+    *prompts, head, test = generate_split(data, "train", 18)
     demonstrations = [
         Demonstration(p.id, p.split, 0, f"Here is {p.topic}, in {i + 3} plain words.", "", (), (True,), 10)
         for i, p in enumerate(prompts)
     ]
-    return Setting(directory, prompts, demonstrations)
+    return Setting(directory, prompts, demonstrations, [head, test])
 
 
 def tiny_model() -> ModelSpec:
@@ -104,7 +105,7 @@ class Run:
             "model": tiny_model().model_dump(), "teacher": {"kind": "editor", "drafts": "canned"},
         } | (config or {})  # fmt: skip
         self.root, self.model_directory = root, setting.model_directory
-        write_jsonl(root / "train.jsonl", setting.prompts)
+        write_jsonl(root / "train.jsonl", [*setting.prompts, *setting.of_discriminator])
         write_jsonl(root / "demonstrations.jsonl", setting.demonstrations)
         self.directory = root / f"main-{content_hash(self.config)}" / "seed0"
         self.directory.mkdir(parents=True, exist_ok=True)

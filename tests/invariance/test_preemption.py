@@ -30,7 +30,7 @@ def doing(run: Run) -> str:
 def laptop(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Setting:
     directory = tmp_path_factory.mktemp("smollm2")
     models.main(directory, {"model": load_study("laptop").models[0].model_dump()})
-    return Setting(directory, setting.prompts, setting.demonstrations)
+    return Setting(directory, setting.prompts, setting.demonstrations, setting.of_discriminator)
 
 
 @pytest.mark.slow
@@ -39,7 +39,8 @@ def test_sigterm_in_the_middle_of_an_update_saves_the_step_before_within_a_minut
 ) -> None:
     study = load_study("laptop")
     stage = study.stages["uniapl"].model_copy(update={"steps": 3, "demonstrations_per_step": 8})
-    data = study.data.model_copy(update={"num_policy": len(laptop.prompts), "kinds": "coin_flip"}).model_dump()
+    sizes = {"num_policy": len(laptop.prompts), "num_discriminator": 1, "num_discriminator_test": 1}
+    data = study.data.model_copy(update=sizes | {"kinds": "coin_flip"}).model_dump()
     config = {
         "train": study.train.model_dump(), "data": data, "compute": resolve_compute("auto"),
         "sampler": study.sampler.model_dump() | {"kind": resolve_kind(study.sampler, study.machine)},
