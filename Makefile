@@ -21,7 +21,7 @@ export VLLM_NO_USAGE_STATS := 1
 export TOKENIZERS_PARALLELISM := false
 
 # Much of a test is waiting for processes that start; a file's tests stay together, since they share what they make.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadgroup --durations 15
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 
 all: environment
 	@echo "the study at scale $(or $(SCALE),laptop) takes $$(sed -n 's/^cost: //p' config/$(or $(SCALE),laptop).yaml)"

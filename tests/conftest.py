@@ -29,12 +29,7 @@ def pytest_report_to_serializable() -> Generator[None, object, object]:
     return _sendable((yield))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Side by side (make test): a file's tests stay together, and so do all that read the one smoke study.
-    for item in items:
-        shared = "smoke" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("smoke" if shared else str(item.path)))
     if Path("/dev/nvidia0").exists():
         return
     for item in items:

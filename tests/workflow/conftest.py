@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from uniapl import leases
+
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PARTS = ("Snakefile", "workflow", "config", "profiles", "uniapl")
 
@@ -57,8 +59,16 @@ def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which the whole smoke study has been made by one command; tests read it and must not change it."""
-    copy = copy_project(tmp_path_factory.mktemp("smoke") / "project")
-    done = snakemake_in(copy, "--config", "scale=smoke")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return copy
+    """A project in which the whole smoke study has been made by one command; tests read it and must not change it.
+
+    Where files are tested side by side, the first process that wants it makes it, and the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    project, made = shared / "smoke" / "project", shared / "smoke" / "made"
+    with leases.wait(shared / "smoke.lock", what="the smoke study of the tests"):
+        if not made.exists():
+            done = snakemake_in(copy_project(project), "--config", "scale=smoke")
+            assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+            made.touch()
+    return project

@@ -63,8 +63,9 @@ def test_every_manifest_names_the_hash_of_its_own_config(smoke: Path):
         assert json.loads(path.read_text())["config_hash"] == content_hash(config), path
 
 
-def test_a_second_call_has_nothing_to_do(smoke: Path):
-    done = snakemake_in(smoke, "--config", "scale=smoke")
+def test_a_second_call_has_nothing_to_do(smoke: Path, tmp_path: Path):
+    project = shutil.copytree(smoke, tmp_path / "project")
+    done = snakemake_in(project, "--config", "scale=smoke")
     assert done.returncode == 0
     assert "Nothing to be done" in done.stdout + done.stderr
 

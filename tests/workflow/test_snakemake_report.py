@@ -24,7 +24,7 @@ SMOKE = ("--config", "scale=smoke")
 
 def test_snakemakes_report_holds_tables_figures_and_their_captions(smoke: Path, tmp_path: Path):
     page = tmp_path / "study.html"
-    done = snakemake_in(smoke, *SMOKE, "--report", str(page))
+    done = snakemake_in(shutil.copytree(smoke, tmp_path / "project"), *SMOKE, "--report", str(page))
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-3000:]
     assert "downloading" not in output  # its scripts come with the package
