@@ -7,18 +7,18 @@ same prompts and sample answers of exactly `new_tokens` tokens. Rewards come by 
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bench.limit import limit
 from bench.shapes import update_flops
-from uniapl.shapes import Shape, shape_of
+from uniapl.layers import load_model
+from uniapl.shapes import Shape, find_shape
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def trl_grpo(work: Work, wait: Callable[[], None], tell: Callable[[dict[str, Any
     class Pace(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             wait()
-            seconds.update(sample=0.0, score=0.0, tokens=0.0, began=time.perf_counter())
+            seconds.update(sample=0.0, tokens=0.0, began=time.perf_counter())
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             step = time.perf_counter() - seconds["began"]
@@ -174,7 +174,7 @@ def measure_limit(work: Work, wait: Callable[[], None], tell: Callable[[dict[str
 
 def shape_of_model(work: Work) -> Shape:
     """The sizes of the model that is trained."""
-    shape = shape_of(json.loads((Path(work.model) / "config.json").read_text(encoding="utf-8")))
+    shape = find_shape(load_model(work.model, "--model"))
     assert shape is not None
     return shape
 
@@ -201,8 +201,3 @@ def serve(name: str, work: dict[str, Any], connection: Connection) -> None:
         SIDES[name](Work(**work), wait, lambda took: connection.send(took))
     except Exception as error:  # a side that does not run here is a finding
         connection.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})
-
-
-def as_dict(work: Work) -> dict[str, Any]:
-    """Work for another process."""
-    return asdict(work)

@@ -13,11 +13,13 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.peers import SIDES, Work, as_dict, serve
+from bench.peers import SIDES, Work, serve
+from bench.timing import spread
 
 PARTS = ("sample", "update", "push", "step")
 WARMUPS = 1
@@ -68,7 +70,7 @@ def run(names: list[str], work: Work, *, repetitions: int) -> dict[str, Any]:
     sides, found = {}, {}
     for name in names:
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, as_dict(work), theirs), daemon=True)
+        process = context.Process(target=serve, args=(name, asdict(work), theirs), daemon=True)
         process.start()
         theirs.close()
         sides[name] = (process, ours)
@@ -114,8 +116,8 @@ def report(found: dict[str, Any]) -> None:
     for name, steps in sides.items():
         parts = []
         for part in PARTS:
-            values = [step[part] for step in steps]
-            parts.append(f"{part} {statistics.median(values):.1f} s [{min(values):.1f}, {max(values):.1f}]")
+            median, least, most = spread([step[part] for step in steps]).values()
+            parts.append(f"{part} {median:.1f} s [{least:.1f}, {most:.1f}]")
         print(f"{name}: {', '.join(parts)}; {steps[0]['tokens_trained']} tokens trained on")
     for name, steps in sides.items():
         if name != "ours" and "ours" in sides:
@@ -138,7 +140,7 @@ def machine() -> dict[str, Any]:
 
 def described(work: Work) -> dict[str, Any]:
     """What was done, without the texts."""
-    return as_dict(work) | {"texts": len(work.texts), "model": Path(work.model).name}
+    return asdict(work) | {"texts": len(work.texts), "model": Path(work.model).name}
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -25,38 +26,27 @@ from uniapl.ifeval_format import read_prompt_file
 from uniapl.provenance import file_sha256, read_manifest, write_manifest, write_whole
 from uniapl.records import Constraint, Prompt, read_jsonl, write_jsonl
 from uniapl.seeding import stream
-from uniapl.training_prompts import as_markdown, as_rows, ifbench_card, make_training_prompts
+from uniapl.training_prompts import as_markdown, ifbench_card, make_training_prompts
 
 Item = TypeVar("Item")
 MOST_CHARACTERS = 200_000  # of a prompt, or of a constraint's parameters as JSON
 SPLITS = ("train", "development", "heldout", "ifbench")
 
 
-def num_policy(prompts: Sequence[Prompt], spec: DataSpec) -> int:
-    """How many train the policies: as many as the config asks for, or what the discriminator leaves."""
-    left = len(prompts) - spec.num_discriminator - spec.num_discriminator_test
-    if left < 1:
-        raise ValueError(
-            f"only {len(prompts)} training prompts, of which the discriminator takes "
-            f"{spec.num_discriminator + spec.num_discriminator_test}: none is left for the policies; make more"
-        )
-    return min(spec.num_policy, left)
-
-
 def policy_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that get a demonstration and train the policies."""
-    return list(prompts[: num_policy(prompts, spec)])
+    return list(prompts[: spec.policies_among(len(prompts))])
 
 
 def discriminator_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that only train the discriminator's head."""
-    start = num_policy(prompts, spec)
+    start = spec.policies_among(len(prompts))
     return list(prompts[start : start + spec.num_discriminator])
 
 
 def discriminator_test_prompts(prompts: Sequence[Prompt], spec: DataSpec) -> list[Prompt]:
     """Training prompts that only measure the discriminator's AUC."""
-    start = num_policy(prompts, spec) + spec.num_discriminator
+    start = spec.policies_among(len(prompts)) + spec.num_discriminator
     return list(prompts[start : start + spec.num_discriminator_test])
 
 
@@ -108,9 +98,10 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         raise ValueError(f"split '{split}' is none of {', '.join(SPLITS)}")
     if not text.strip():
         raise ValueError("field 'text' is empty")
-    if len(text) > MOST_CHARACTERS or len(row["constraints"] if isinstance(row.get("constraints"), list) else ()) > 16:
+    listed = _require(row, "constraints", list)
+    if len(text) > MOST_CHARACTERS or len(listed) > 16:
         raise ValueError(f"longer than {MOST_CHARACTERS} characters, or more than 16 constraints")
-    constraints = tuple(_constraint(one) for one in _require(row, "constraints", list))
+    constraints = tuple(_constraint(one) for one in listed)
     if not constraints:
         raise ValueError("field 'constraints' is empty")
     optional = {key: _require(row, key, str) for key in ("topic", "form", "group") if key in row}
@@ -170,8 +161,8 @@ def make_data(directory: Path, config: dict[str, Any], *, autoif: Path | None = 
         "unseen": {split: sum(prompt.group == "unseen" for prompt in prompts) for split, prompts in sets.items()},
         "kinds": {split: kind_counts(prompts) for split, prompts in sets.items()},
         "sha256": files,
-        "num_policy": len(policy_prompts(train, spec)),
-        "cards": as_rows(cards),
+        "num_policy": spec.policies_among(len(train)),
+        "cards": [asdict(card) for card in cards],
         "overlaps": overlaps,
     }
     write_whole(directory / "data_card.md", as_markdown(cards, files, overlaps))

@@ -6,7 +6,6 @@ many rows each filter was given and left.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -65,12 +64,7 @@ def make_training_prompts(
             card.keep("without duplicates and overlap with benchmarks", len(some), left)
     if len(sets) > 1:
         stream("data", spec.seed, "mixture").shuffle(prompts)
-    judged = spec.num_discriminator + spec.num_discriminator_test
-    if len(prompts) <= judged:
-        raise ValueError(
-            f"only {len(prompts)} training prompts are left, of which {judged} are the discriminator's; "
-            f"raise data.num_train, or lower data.num_discriminator"
-        )
+    spec.policies_among(len(prompts))
     return prompts, [card for _, card in sets], report
 
 
@@ -171,8 +165,3 @@ def _lines(cards: Sequence[Card], files: dict[str, str], report: dict[str, Any] 
         yield f"{report['kept']:,} are left."
         yield from ("", "| benchmark | by | prompts left out |", "|---|---|---|")
         yield from (f"| {one['benchmark']} | {one['by']} | {one['rows']:,} |" for one in report["left_out"])
-
-
-def as_rows(cards: Sequence[Card]) -> list[dict[str, Any]]:
-    """The cards for a manifest."""
-    return [dataclasses.asdict(card) for card in cards]

@@ -76,6 +76,19 @@ class DataSpec(Spec):
     )
     benchmarks: dict[str, BenchmarkSpec] = Field({}, description="Where the data of those lie; filled in.")
 
+    def policies_among(self, num_prompts: int) -> int:
+        """How many of so many training prompts train the policies: `num_policy`, or what the discriminator leaves.
+
+        Raise ValueError where it leaves none.
+        """
+        judged = self.num_discriminator + self.num_discriminator_test
+        if num_prompts <= judged:
+            raise ValueError(
+                f"only {num_prompts} training prompts are left, of which {judged} are the discriminator's; "
+                f"raise data.num_train, or lower data.num_discriminator"
+            )
+        return min(self.num_policy, num_prompts - judged)
+
     @model_serializer(mode="wrap")
     def _of_what_is_used(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What a study does not use stands in no config.json, so that a source more renames no directory."""
