@@ -1,8 +1,9 @@
 """From sequences to micro-batches: which tokens each term sees, global counts, padded or packed layouts.
 
 The terms work on completion tokens laid end to end (suffix T), so padding and packing differ only in how the
-decoder is called. Packed, a prompt stands once in a row and all its answers behind it: each answer sees the prompt
-and itself, and its positions go on from the prompt's. Micro-batches change speed, never the result beyond float error.
+decoder is called. Packed, there is one row without padding, in which a prompt stands once and all its answers behind
+it: each answer sees the prompt and itself, and its positions go on from the prompt's. Micro-batches change speed, never
+the result beyond float error.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uniapl.attention import Documents
 from uniapl.records import TokenSequence
 
 ROLLOUT_TERMS = ("grpo", "adv", "kl")
@@ -25,13 +27,14 @@ class MicroBatch:
 
     input_ids_BS: Tensor
     position_ids_BS: Tensor
-    attention_mask: Tensor  # padded: [B, S], 1 on tokens; packed: [B, 1, S, S], True where a query sees a key
+    attention_mask: Tensor  # padded: [B, S], 1 on tokens; packed: [1, 1, 1, 1], which says no more than `documents`
     predicting_T: Tensor  # index into the flattened [B, S] of the position whose state predicts each token
     targets_T: Tensor
     weights_T: dict[str, Tensor]  # per term: 0 off the term, else the normalisation's weight
     advantages_T: Tensor
     adversarial_T: Tensor
     sampler_logprobs_T: Tensor
+    documents: Documents | None  # packed
 
     def select(self, term: str) -> Tensor:
         """Tokens on which a term acts, bool [T]."""
@@ -96,11 +99,14 @@ def split(sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: boo
     Rows of like length go together. The order inside a micro-batch is the order of its completion tokens in `layout`.
     """
     group: list[Row] = []
+    taken = 0
     for row in sorted(_rows(sequences, packing=packing, most_tokens=micro_tokens), key=lambda row: -_length(row)):
-        if group and (len(group) + 1) * _length(group[0]) > micro_tokens:
+        width = _length(row) if packing or not group else _length(group[0])
+        if group and taken + width > micro_tokens:
             yield [sequence for full in group for sequence in full]
-            group = []
+            group, taken, width = [], 0, _length(row)
         group.append(row)
+        taken += width
     if group:
         yield [sequence for full in group for sequence in full]
 
@@ -108,27 +114,27 @@ def split(sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: boo
 def layout(
     sequences: Sequence[TokenSequence], *, packing: bool, normalization: str, max_new_tokens: int, device: torch.device
 ) -> MicroBatch:
-    """Lay sequences out for one forward: right-padded rows of one sequence each, or of a prompt and its answers."""
+    """Lay sequences out for one forward: right-padded rows of one sequence each, or prompts and answers end to end."""
     rows = _rows(sequences, packing=packing, most_tokens=None)
-    width = max(_length(row) for row in rows)
-    input_ids_BS = torch.zeros(len(rows), width, dtype=torch.long)
-    position_ids_BS = torch.zeros(len(rows), width, dtype=torch.long)
-    branch_BS = torch.full((len(rows), width), -1)  # 0 the prompt, 1.. its answers, -1 padding
-    predicting = []
+    width = sum(map(_length, rows)) if packing else max(map(_length, rows))
+    input_ids_BS = torch.zeros(1 if packing else len(rows), width, dtype=torch.long)
+    position_ids_BS = torch.zeros_like(input_ids_BS)
+    end, predicting = 0, []
+    ids, positions = input_ids_BS.view(-1), position_ids_BS.view(-1)
     for b, row in enumerate(rows):
         prompt = row[0].prompt_ids
-        end = len(prompt)
-        input_ids_BS[b, :end] = torch.tensor(prompt)
-        position_ids_BS[b, :end] = torch.arange(end)
-        branch_BS[b, :end] = 0
-        for branch, sequence in enumerate(row, start=1):
+        start = end if packing else b * width
+        end = start + len(prompt)
+        last = end - 1
+        ids[start:end] = torch.tensor(prompt)
+        positions[start:end] = torch.arange(len(prompt))
+        for sequence in row:
             start, length = end, len(sequence.completion_ids)
             end = start + length
-            input_ids_BS[b, start:end] = torch.tensor(sequence.completion_ids, dtype=torch.long)
-            position_ids_BS[b, start:end] = torch.arange(len(prompt), len(prompt) + length)
-            branch_BS[b, start:end] = branch
-            before = [len(prompt) - 1, *range(start, end - 1)]  # the first token is predicted by the prompt's last
-            predicting.append(b * width + torch.tensor(before[:length], dtype=torch.long))
+            ids[start:end] = torch.tensor(sequence.completion_ids, dtype=torch.long)
+            positions[start:end] = torch.arange(len(prompt), len(prompt) + length)
+            before = [last, *range(start, end - 1)]  # the first token is predicted by the prompt's last
+            predicting.append(torch.tensor(before[:length], dtype=torch.long))
     ordered = [sequence for row in rows for sequence in row]
     lengths_B = torch.tensor([len(s.completion_ids) for s in ordered])
 
@@ -139,17 +145,24 @@ def layout(
         weigh = {"normalization": normalization, "max_new_tokens": max_new_tokens}
         return per_token(token_weight(s, term, **weigh) for s in ordered)
 
+    if packing:
+        prompts, answers = zip(*((len(r[0].prompt_ids), [len(s.completion_ids) for s in r]) for r in rows), strict=True)
+        documents, mask = Documents.of_row(prompts, answers).to(device), torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    else:
+        filled_B = torch.tensor([_length(row) for row in rows])
+        documents, mask = None, (torch.arange(width) < filled_B[:, None]).long()
     sampler = [value for s in ordered for value in (s.sampler_logprobs or [0.0] * len(s.completion_ids))]
     return MicroBatch(
         input_ids_BS=input_ids_BS.to(device),
         position_ids_BS=position_ids_BS.to(device),
-        attention_mask=_sees(branch_BS.to(device)) if packing else (branch_BS >= 0).long().to(device),
+        attention_mask=mask.to(device),
         predicting_T=torch.cat(predicting).to(device),
         targets_T=torch.tensor([token for s in ordered for token in s.completion_ids], dtype=torch.long, device=device),
         weights_T={term: weights(term) for term in ("sft", *ROLLOUT_TERMS)},
         advantages_T=per_token(s.advantage for s in ordered),
         adversarial_T=per_token(s.adversarial_advantage for s in ordered),
         sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32, device=device),
+        documents=documents,
     )
 
 
@@ -161,13 +174,3 @@ def scoring_batches(
     for group in split(sequences, micro_tokens=micro_tokens, packing=packing):
         micro = layout(group, packing=packing, normalization="dapo", max_new_tokens=1, device=device)
         yield [place[id(sequence)] for sequence in group], micro
-
-
-def _sees(branch_BS: Tensor) -> Tensor:
-    """Bool [B, 1, S, S]: a token sees earlier ones of the prompt and of its own answer; padding sees itself alone."""
-    width, device = branch_BS.shape[1], branch_BS.device  # on a GPU: S x S on the host takes longer than the forward
-    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
-    causal_SS = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    related_BSS = (key_B1S == query_BS1) | ((key_B1S == 0) & (query_BS1 > 0))
-    padding_BSS = (query_BS1 < 0) & ~torch.eye(width, dtype=torch.bool, device=device)
-    return (related_BSS & causal_SS & ~padding_BSS)[:, None]

@@ -26,6 +26,7 @@ from torch.nn.functional import cosine_similarity, gelu, logsigmoid
 from transformers import AutoModel
 
 from uniapl import chat, models
+from uniapl.attention import decoder_states
 from uniapl.batch import scoring_batches
 from uniapl.config import DataSpec, DiscriminatorSpec, FeaturesSpec, MachineSpec, PolarSpec, read_discriminator
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
@@ -79,11 +80,7 @@ class FrozenStates:
         for indices, micro in scoring_batches(
             sequences, micro_tokens=self.micro_batch_tokens, packing=True, device=self.model.device
         ):
-            output = self.model(
-                input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
-                use_cache=False,
-            )  # fmt: skip
-            states_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T].float()
+            states_TD = decoder_states(self.model, micro).float()
             for index, states_SD in zip(indices, states_TD.split([len(answers[i]) for i in indices]), strict=True):
                 pooled[index] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
         return torch.stack(pooled).cpu()

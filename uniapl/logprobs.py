@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from uniapl.attention import decoder_states
 from uniapl.batch import MicroBatch
 
 
@@ -122,12 +123,6 @@ def chunked_logprobs(
 
 def completion_logprobs(model: Any, micro: MicroBatch, logits_bytes: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of a micro-batch's completion tokens, [T] each, in the micro-batch's order."""
-    output = model.get_decoder()(
-        input_ids=micro.input_ids_BS,
-        position_ids=micro.position_ids_BS,
-        attention_mask=micro.attention_mask,
-        use_cache=False,
-    )
-    hidden_TD = output.last_hidden_state.flatten(0, 1)[micro.predicting_T]
+    hidden_TD = decoder_states(model.get_decoder(), micro)
     head_VD = model.get_output_embeddings().weight
     return chunked_logprobs(hidden_TD, head_VD, micro.targets_T, logits_bytes=logits_bytes, temperature=temperature)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from uniapl import attention
 from uniapl.batch import layout, term_counts
 from uniapl.config import ScheduleSpec, StageSpec, TrainSpec
 from uniapl.objectives import weighted_sum
@@ -38,6 +40,7 @@ class Decoder(torch.nn.Module):
         def decode(*, input_ids: torch.Tensor, **_: Any) -> Any:
             return type("Output", (), {"last_hidden_state": self.embedding(input_ids)})
 
+        decode.config = SimpleNamespace(_attn_implementation=attention.NAME)  # type: ignore[attr-defined]
         return decode
 
     def get_input_embeddings(self) -> torch.nn.Embedding:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from uniapl.attention import decoder_states
 from uniapl.batch import scoring_batches
 from uniapl.config import MachineSpec, PolarSpec
 from uniapl.distributed import device
@@ -53,13 +54,9 @@ class TransformersEngine:
         for indices, micro in scoring_batches(
             longer, micro_tokens=self.micro_batch_tokens, packing=True, device=self.model.head.device
         ):
-            output = self.model.decoder(
-                input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
-                use_cache=False,
-            )  # fmt: skip
             ends = torch.tensor([len(longer[i].completion_ids) for i in indices]).cumsum(0) - 1
-            at_reward = micro.predicting_T[ends.to(micro.predicting_T.device)]
-            values = self.model.scores(output.last_hidden_state.flatten(0, 1)[at_reward])
+            states_TD = decoder_states(self.model.decoder, micro)
+            values = self.model.scores(states_TD[ends.to(states_TD.device)])
             for index, value in zip(indices, values.tolist(), strict=True):
                 found[index] = value
         return found

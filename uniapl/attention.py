@@ -1,0 +1,155 @@
+"""Attention of packed sequences by document: a position's scores are computed with what it sees, and with little else.
+
+A packed row holds prompts and behind each its answers. Every layer lays queries, keys and values out as two batches:
+the prompts, and the answers with the keys of prompt and answer behind each other. So work and memory grow with the
+documents' own lengths, not with the row's square, which at the laptop study's sizes is 2.5 to 5 times as much. It is
+registered as an attention of transformers'; without documents it is transformers' own scaled dot product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+if TYPE_CHECKING:
+    from uniapl.batch import MicroBatch
+
+NAME = "uniapl_documents"
+PRODUCTS_BYTES = 64 * 2**20  # of a layer's scores up to which a CPU keeps them for the backward; memory and speed only
+
+
+class Documents(NamedTuple):
+    """Where the prompts and answers of a packed row stand. B prompts, N answers, P and A their longest, S positions.
+
+    A slot is a place in the prompts [B, P] and the answers [N, A], laid end to end. Unused slots are at position 0.
+    """
+
+    positions: Tensor  # [B P + N A], of each slot in the row
+    used: Tensor  # bool, as long: not padding
+    slots_S: Tensor  # of each position
+    prompt_of_NB: Tensor  # 1 at each answer's prompt, else 0; float32
+    prompts_see_BPP: Tensor  # bool: the earlier ones of the prompt
+    answers_see_NAK: Tensor  # bool, K = P + A: the prompt, and the earlier ones of the answer
+
+    @classmethod
+    def of_row(cls, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Documents:
+        """Lengths of prompts, and of each prompt's answers, which stand behind it in the row. No prompt is empty."""
+        lengths_N = [length for of_prompt in answers for length in of_prompt]
+        places = [(b, n) for b, of_prompt in enumerate(answers) for n in range(len(of_prompt))]
+        width, most = max(prompts), max(lengths_N, default=0)
+        slots = []
+        n = 0
+        for b, prompt in enumerate(prompts):
+            slots.append(b * width + torch.arange(prompt))
+            for length in answers[b]:
+                slots.append(len(prompts) * width + n * most + torch.arange(length))
+                n += 1
+        slots_S = torch.cat(slots)
+        num_slots = len(prompts) * width + len(lengths_N) * most
+        positions = torch.zeros(num_slots, dtype=torch.long)
+        positions[slots_S] = torch.arange(len(slots_S))
+        used = torch.zeros(num_slots, dtype=torch.bool)
+        used[slots_S] = True
+        prompt_of_N = torch.tensor([b for b, _ in places], dtype=torch.long)
+        prompts_used_BP, answers_used_NA = used.split([len(prompts) * width, len(lengths_N) * most])
+        prompts_used_BP = prompts_used_BP.view(len(prompts), width)
+        answers_used_NA = answers_used_NA.view(len(lengths_N), most)
+        # A query in an unused slot sees keys too, since a softmax over nothing is not a number.
+        own_NAA = answers_used_NA[:, None] & torch.ones(most, most, dtype=torch.bool).tril()
+        before_NAP = prompts_used_BP[prompt_of_N][:, None].expand(-1, most, -1)
+        return cls(
+            positions, used, slots_S, functional.one_hot(prompt_of_N, len(prompts)).float(),
+            prompts_used_BP[:, None] & torch.ones(width, width, dtype=torch.bool).tril(),
+            torch.cat([before_NAP, own_NAA], dim=2),
+        )  # fmt: skip
+
+    def to(self, device: torch.device) -> Documents:
+        """On a device."""
+        return Documents(*(tensor.to(device) for tensor in self))
+
+
+def decoder_states(decoder: Any, micro: MicroBatch) -> Tensor:
+    """A decoder's last hidden states that predict a micro-batch's completion tokens, [T, D]; gradients flow."""
+    if decoder.config._attn_implementation != NAME:
+        decoder.set_attn_implementation(NAME)
+    states_BSD = decoder(
+        input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
+        documents=micro.documents, use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    picked_TD: Tensor = states_BSD.flatten(0, 1)[micro.predicting_T]
+    return picked_TD
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    documents: Documents | None = None, scaling: float | None = None, **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D], G <= H; returns [1, S, H, D] and None."""
+    if documents is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    b, p = documents.prompts_see_BPP.shape[:2]
+    n, a = documents.answers_see_NAK.shape[:2]
+    prompts, answers = [], []
+    for heads in (query, key, value):
+        rows_SX = heads[0].transpose(0, 1).to(value.dtype).flatten(1)
+        slots = _Rearranged.apply(rows_SX, documents.positions, documents.slots_S, None)
+        of_prompts, of_answers = slots.split([b * p, n * a])
+        prompts.append(of_prompts.view(b, p, *heads.shape[1::2]))
+        answers.append(of_answers.view(n, a, *heads.shape[1::2]))
+    outs = [_attend(*prompts, documents.prompts_see_BPP, scale).flatten(0, 1)]
+    if n and a:
+        for i in (1, 2):  # each answer's keys and values: those of its prompt, then its own
+            of_prompt = documents.prompt_of_NB.to(value.dtype) @ prompts[i].flatten(1)
+            answers[i] = torch.cat([of_prompt.view(n, *prompts[i].shape[1:]), answers[i]], dim=1)
+        outs.append(_attend(*answers, documents.answers_see_NAK, scale).flatten(0, 1))
+    out_S = _Rearranged.apply(torch.cat(outs).flatten(1), documents.slots_S, documents.positions, documents.used)
+    return out_S.view(1, -1, *query.shape[1::2]), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+class _Rearranged(torch.autograd.Function):
+    """Rows in another order; the backward is a look-up too, since no used row is taken twice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor, used: Tensor | None) -> Tensor:
+        ctx.save_for_backward(inverse, used)
+        return rows.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        inverse, used = ctx.saved_tensors
+        gradient = gradients[0].index_select(0, inverse)
+        return gradient if used is None else torch.where(used[:, None], gradient, 0), None, None, None
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scale: float) -> Tensor:
+    """Of [N, Q, H, D] and [N, K, G, D]: [N, Q, H, D].
+
+    On a CPU by two matrix products and a softmax in float32, 3 to 5 times as fast as its fused kernel; elsewhere, and
+    where the scores would take much memory, by the fused kernel.
+    """
+    n, q, h, d = queries.shape
+    k, g = keys.shape[1:3]
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if queries.device.type != "cpu" or 4 * n * h * q * k > PRODUCTS_BYTES:
+        keys, values = (t.repeat_interleave(h // g, dim=1) for t in (keys, values))
+        out = functional.scaled_dot_product_attention(
+            queries.transpose(1, 2), keys, values, attn_mask=see_NQK[:, None], scale=scale
+        )
+        return out.transpose(1, 2)
+    grouped = queries.view(n, q, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
+    scores = (grouped @ keys.transpose(2, 3)).float().mul_(scale).view(n, h, q, k)
+    shares = torch.where(see_NQK[:, None], scores, torch.finfo(torch.float32).min).softmax(-1).to(values.dtype)
+    out = (shares.view(n, g, -1, k) @ values).view(n, h, q, d)
+    return out.transpose(1, 2)
