@@ -91,7 +91,7 @@ def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     documents: Documents | None = None, scaling: float | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D], G <= H; returns [1, S, H, D] and None."""
+    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D]; returns [1, S, H, D] and None."""
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -149,7 +149,8 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scal
         )
         return out.transpose(1, 2)
     grouped = queries.view(n, q, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
-    scores = (grouped @ keys.transpose(2, 3)).float().mul_(scale).view(n, h, q, k)
-    shares = torch.where(see_NQK[:, None], scores, torch.finfo(torch.float32).min).softmax(-1).to(values.dtype)
+    unseen = torch.where(see_NQK, 0.0, torch.finfo(torch.float32).min)[:, None]
+    scores = torch.add(unseen, (grouped @ keys.transpose(2, 3)).view(n, h, q, k), alpha=scale)  # in float32
+    shares = scores.softmax(-1).to(values.dtype)
     out = (shares.view(n, g, -1, k) @ values).view(n, h, q, d)
     return out.transpose(1, 2)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,33 @@ def test_a_job_that_needs_no_gpu_sees_none_and_takes_none(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit):
         launch.main(["--gpus", "0", "-m", "uniapl.autoif", "DIR"])
     assert seen == ["0", ""]
+
+
+FAULTS = """
+import resource
+from ctypes import CDLL, c_size_t, c_void_p
+c = CDLL(None)
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes, c.memset.argtypes = (
+    c_void_p, [c_size_t], [c_void_p], [c_void_p, c_size_t, c_size_t])
+for _ in range(10):
+    block = c.malloc(64 * 2**20)
+    c.memset(block, 1, 64 * 2**20)
+    c.free(block)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt * resource.getpagesize())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of another C library")
+def test_a_stage_on_cpu_keeps_the_memory_that_it_frees(tmp_path: Path) -> None:
+    (tmp_path / "faults.py").write_text(FAULTS)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment |= {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "CUDA_VISIBLE_DEVICES": ""}
+
+    def faulted_bytes(*launcher: str) -> int:
+        ran = subprocess.run(
+            [sys.executable, *launcher, "-m", "faults"], env=environment, capture_output=True, text=True, check=True
+        )
+        return int(ran.stdout)
+
+    assert faulted_bytes() > 10 * 64 * 2**20  # each block anew, page by page
+    assert faulted_bytes("-m", "uniapl.launch") < 4 * 64 * 2**20
