@@ -150,7 +150,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scal
         return out.transpose(1, 2)
     grouped = queries.view(n, q, g, h // g, d).permute(0, 2, 3, 1, 4).reshape(n, g, -1, d)
     unseen = torch.where(see_NQK, 0.0, torch.finfo(torch.float32).min)[:, None]
-    scores = torch.add(unseen, (grouped @ keys.transpose(2, 3)).view(n, h, q, k), alpha=scale)  # in float32
+    scores = torch.add(unseen, (grouped @ keys.transpose(2, 3)).float().view(n, h, q, k), alpha=scale)
     shares = scores.softmax(-1).to(values.dtype)
     out = (shares.view(n, g, -1, k) @ values).view(n, h, q, d)
     return out.transpose(1, 2)
