@@ -91,7 +91,7 @@ def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     documents: Documents | None = None, scaling: float | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D], G <= H; returns [1, S, H, D] and None."""
+    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D], G <= H; gives [1, S, H, D] and None."""
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
