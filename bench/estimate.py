@@ -150,11 +150,10 @@ def measured(case: Case, directory: Path, ranks: Ranks = ALONE) -> dict[str, int
     stage = StageSpec.model_validate(
         {"name": "grpo", "title": "", "steps": REPEATS + 1, "mu": 0.0, "w_kl": 0.1, "learning_rate": 1e-5}
     )
-    settings = TrainSpec.model_validate(
-        {"micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing, "sampler_gap_ceiling": 1000.0}
-    )
+    settings = TrainSpec.model_validate({"sampler_gap_ceiling": 1000.0})
     machine = {
         "ranks": case.ranks, "activation_checkpointing": case.activation_checkpointing, "logits_bytes": LOGITS_BYTES,
+        "micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing,
     }  # fmt: skip
     policy = open_policy(
         directory, directory, settings, stage, max_new_tokens=ANSWER_TOKENS, compute=case.compute, ranks=ranks,

@@ -52,9 +52,11 @@ def product_rate(dtype: torch.dtype, *, repetitions: int) -> dict[str, Any]:
 def open_policy(shape: Shape, *, micro_batch_tokens: int, checkpointed: bool, compiled: bool, compute: str) -> Policy:
     """The suite's policy around random weights, without the model that KL is measured to."""
     return make_policy(
-        random_model(shape, device=device()), None, None, train_settings(micro_batch_tokens=micro_batch_tokens),
-        stage_settings(), max_new_tokens=1, compute=compute,
-        machine=machine_settings(activation_checkpointing=checkpointed, compiled=compiled),
+        random_model(shape, device=device()), None, None, train_settings(), stage_settings(), max_new_tokens=1,
+        compute=compute,
+        machine=machine_settings(
+            activation_checkpointing=checkpointed, compiled=compiled, micro_batch_tokens=micro_batch_tokens
+        ),
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def update_rows(
                     shape, micro_batch_tokens=micro_batch_tokens, checkpointed=checkpointed, compiled=options.compile,
                     compute=options.compute,
                 )  # fmt: skip
-                policy.settings.micro_batch_tokens = micro_batch_tokens
+                policy.micro_batch_tokens = micro_batch_tokens
                 row |= time_updates(policy, sequences, repetitions=options.repetitions)
                 row |= {"status": "ok", "micro_batch_tokens": micro_batch_tokens}
             except torch.OutOfMemoryError:

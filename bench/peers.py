@@ -65,8 +65,10 @@ def ours(work: Work, wait: Callable[[], None], tell: Callable[[dict[str, Any]], 
         "name": "grpo", "title": "GRPO", "steps": 1, "mu": 0.0, "learning_rate": 1e-6, "warmup_steps": 0,
         "prompts_per_step": work.prompts, "rollouts_per_prompt": work.rollouts,
     })  # fmt: skip
-    settings = TrainSpec.model_validate({"micro_batch_tokens": work.micro_batch_tokens})
-    machine = MachineSpec.model_validate({"logits_bytes": work.logits_bytes})
+    settings = TrainSpec.model_validate({})
+    machine = MachineSpec.model_validate(
+        {"logits_bytes": work.logits_bytes, "micro_batch_tokens": work.micro_batch_tokens}
+    )
     spec = SamplerSpec.model_validate({"kind": "vllm", "kv_cache_gib": 0.5})
     model = Path(work.model)
     policy = open_policy(

@@ -105,9 +105,12 @@ def engine_times(sampler: VLLMSampler, model: Any, shape: Shape, options: argpar
 def step_times(sampler: VLLMSampler, model: Any, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Medians of a whole step's parts: sample, sleep, update, wake, push. Rewards are made up."""
     policy = make_policy(
-        model, None, None, train_settings(micro_batch_tokens=options.micro_batch_tokens), stage_settings(),
-        max_new_tokens=options.new_tokens, compute=options.compute,
-        machine=machine_settings(activation_checkpointing=needs_checkpointing(shape), compiled=options.compile),
+        model, None, None, train_settings(), stage_settings(), max_new_tokens=options.new_tokens,
+        compute=options.compute,
+        machine=machine_settings(
+            activation_checkpointing=needs_checkpointing(shape), compiled=options.compile,
+            micro_batch_tokens=options.micro_batch_tokens,
+        ),
     )  # fmt: skip
     parts: dict[str, list[float]] = {}
     gap = 0.0

@@ -49,9 +49,8 @@ def random_model(shape: Shape, *, device: torch.device) -> Any:
 def train_settings(**changes: Any) -> Any:
     """What an update reads of TrainSpec, without pydantic: the values of config/default.yaml, and no ceiling."""
     values = {
-        "temperature": 1.0, "sampler_clip": 2.0, "sampler_gap_ceiling": math.inf, "micro_batch_tokens": 8192,
-        "packing": True, "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999,
-        "weight_decay": 0.0,
+        "temperature": 1.0, "sampler_clip": 2.0, "sampler_gap_ceiling": math.inf, "max_grad_norm": 1.0,
+        "adam_beta1": 0.9, "adam_beta2": 0.999, "weight_decay": 0.0,
     }  # fmt: skip
     return SimpleNamespace(**(values | changes))
 
@@ -65,11 +64,15 @@ def stage_settings(**changes: Any) -> Any:
     return SimpleNamespace(**(values | changes))
 
 
-def machine_settings(*, activation_checkpointing: bool = False, compiled: bool = False) -> Any:
+def machine_settings(
+    *, activation_checkpointing: bool = False, compiled: bool = False, micro_batch_tokens: int = 8192,
+    packing: bool = True,
+) -> Any:  # fmt: skip
     """What an update reads of MachineSpec, without pydantic."""
     return SimpleNamespace(
-        activation_checkpointing=activation_checkpointing, compile=compiled, logits_bytes=128 * 2**20
-    )
+        activation_checkpointing=activation_checkpointing, compile=compiled, logits_bytes=128 * 2**20,
+        micro_batch_tokens=micro_batch_tokens, packing=packing,
+    )  # fmt: skip
 
 
 def random_rows(shape: Shape, *, rows: int, row_tokens: int) -> list[TokenSequence]:

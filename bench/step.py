@@ -55,11 +55,12 @@ def work_of(options: argparse.Namespace, folder: Path) -> Work:
     from uniapl.sampler import resolve_compute
 
     study = load_study("laptop", {"models": options.model})
+    machine = study.machine
     count = options.prompts * (options.repetitions + WARMUPS)
     texts = [prompt.text for prompt in generate_split(study.data, "train", count)]
     return Work(
         str(checkpoint_folder(study.models[0], scratch=folder)), tuple(texts), options.prompts, options.rollouts,
-        options.new_tokens, resolve_compute(study.compute), study.train.micro_batch_tokens, study.machine.logits_bytes,
+        options.new_tokens, resolve_compute(study.compute), machine.micro_batch_tokens, machine.logits_bytes,
         torch.get_num_threads(),
     )  # fmt: skip
 

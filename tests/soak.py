@@ -50,7 +50,7 @@ STUDY = {
         "sft": {"steps": STEPS}, "grpo": {"steps": STEPS, "learning_rate": 1e-4, "rollouts_per_prompt": 8},
         "uniapl": {"steps": STEPS, "learning_rate": 1e-4, "rollouts_per_prompt": 8},
     }),
-    "train": json.dumps({"checkpoint_every": 2, "micro_batch_tokens": 300}),
+    "train": json.dumps({"checkpoint_every": 2}), "machine": json.dumps({"micro_batch_tokens": 300}),
 }  # fmt: skip
 
 

@@ -196,7 +196,7 @@ def estimate(
     config: Annotated[
         list[str] | None, typer.Option(help="key=value as of the workflow's --config; may be given again.")
     ] = None,
-    micro_batch_tokens: Annotated[int | None, typer.Option(min=1, help="train.micro_batch_tokens.")] = None,
+    micro_batch_tokens: Annotated[int | None, typer.Option(min=1, help="machine.micro_batch_tokens.")] = None,
     activation_checkpointing: Annotated[bool | None, typer.Option(help="machine.activation_checkpointing.")] = None,
     kv_cache_gib: Annotated[float | None, typer.Option(help="sampler.kv_cache_gib; on CPU alone.")] = None,
     discriminator: Annotated[str | None, typer.Option(help="File in config/discriminators.")] = None,
@@ -205,8 +205,10 @@ def estimate(
     from uniapl.estimate.study import Options, show_estimate
 
     named = {
-        "train": {"micro_batch_tokens": micro_batch_tokens},
-        "machine": {"activation_checkpointing": activation_checkpointing},
+        "machine": {
+            "micro_batch_tokens": micro_batch_tokens,
+            "activation_checkpointing": activation_checkpointing,
+        },
         "sampler": {"kv_cache_gib": kv_cache_gib},
         "discriminator": {"name": discriminator},
     }

@@ -72,12 +72,14 @@ class Policy:
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
     logits_bytes: int  # of float32 logits that exist at once
+    micro_batch_tokens: int  # prompts included
+    packing: bool
     ranks: Ranks = ALONE
 
     def layout(self, sequences: list[TokenSequence]) -> MicroBatch:
         return layout(
             sequences,
-            packing=self.settings.packing,
+            packing=self.packing,
             normalization=self.stage.normalization,
             max_new_tokens=self.max_new_tokens,
             device=self.device,
@@ -85,7 +87,7 @@ class Policy:
 
     def split(self, sequences: list[TokenSequence]) -> list[MicroBatch]:
         """This rank's micro-batches. All ranks have as many: FSDP2's forwards and backwards are collective calls."""
-        groups = split(sequences, micro_tokens=self.settings.micro_batch_tokens, packing=self.settings.packing)
+        groups = split(sequences, micro_tokens=self.micro_batch_tokens, packing=self.packing)
         every = list(groups)
         every += [[FILLER]] * (-len(every) % self.ranks.size)
         return [self.layout(group) for group in self.ranks.share(every)]
@@ -124,8 +126,9 @@ def make_policy(
         weight_decay=settings.weight_decay, fused=True,
     )  # fmt: skip
     return Policy(
-        model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, machine.logits_bytes, ranks
-    )
+        model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, machine.logits_bytes,
+        machine.micro_batch_tokens, machine.packing, ranks,
+    )  # fmt: skip
 
 
 def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:

@@ -27,6 +27,7 @@ from uniapl.train import Expert, Loop, open_policy
 from uniapl.update import Policy
 
 MAX_NEW_TOKENS = 12
+LAYOUT = ("micro_batch_tokens", "packing")
 Row = dict[str, Any]
 
 
@@ -59,10 +60,12 @@ class Setting:
     of_discriminator: list[Prompt]
 
     def policy(self, stage: StageSpec, *, machine: MachineSpec | None = None, **settings: Any) -> Policy:
+        """`settings` are of TrainSpec, but for what says how micro-batches are laid out, which is the machine's."""
         weights = weights_directory(self.model_directory)
+        of_train, layout = parted(settings)
         return open_policy(
-            weights, weights, train_spec(**settings), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32",
-            machine=machine,
+            weights, weights, train_spec(**of_train), stage, max_new_tokens=MAX_NEW_TOKENS, compute="float32",
+            machine=(machine or MachineSpec()).model_copy(update=layout),
         )  # fmt: skip
 
     def loop(self, directory: Path, stage: StageSpec, discriminator: Any, *, seed: int = 0, **settings: Any) -> Loop:
@@ -89,18 +92,19 @@ def tiny_model() -> ModelSpec:
 
 
 class Run:
-    """A run directory with its inputs on disk, trained by the command's own main function."""
+    """A run directory with its inputs on disk, trained by the command's own main function; settings as of a policy."""
 
     def __init__(
         self, root: Path, setting: Setting, stage: StageSpec, *, config: dict[str, Any] | None = None, **settings: Any
     ) -> None:
         prompts = len(setting.prompts)
+        of_train, self.layout = parted(settings)
         data = {
             "max_new_tokens": MAX_NEW_TOKENS, "kinds": "coin_flip", "num_train": prompts + 2, "num_development": 1,
             "num_heldout": 1, "num_policy": prompts, "num_discriminator": 1, "num_discriminator_test": 1,
         }  # fmt: skip
         self.config = {
-            "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**settings).model_dump(), "data": data,
+            "path": [stage.model_dump(exclude={"title"})], "train": train_spec(**of_train).model_dump(), "data": data,
             "sampler": {"kind": "hf"}, "seed": 0, "compute": "float32", "discriminator": {"layer": 1}, "scale": "smoke",
             "model": tiny_model().model_dump(), "teacher": {"kind": "editor", "drafts": "canned"},
         } | (config or {})  # fmt: skip
@@ -119,6 +123,7 @@ class Run:
 
     def train(self, machine: MachineSpec | None = None) -> None:
         """What `python -m uniapl.train` calls."""
+        machine = (machine or MachineSpec()).model_copy(update=self.layout)
         train.main(self.directory, self.config, **self.inputs(), machine=machine)
 
     def outcome(self) -> tuple[list[Row], str, dict[str, Any]]:
@@ -129,8 +134,14 @@ class Run:
 
 
 def train_spec(**changes: Any) -> TrainSpec:
-    values: dict[str, Any] = {"micro_batch_tokens": 1024, "checkpoint_every": 2, "probe_every": 2}
+    values: dict[str, Any] = {"checkpoint_every": 2, "probe_every": 2}
     return TrainSpec(**(values | changes))
+
+
+def parted(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of TrainSpec, and those of MachineSpec that say how micro-batches are laid out."""
+    layout = {"micro_batch_tokens": 1024} | {k: settings[k] for k in LAYOUT if k in settings}
+    return {k: v for k, v in settings.items() if k not in LAYOUT}, layout
 
 
 def stage_spec(name: str, **changes: Any) -> StageSpec:

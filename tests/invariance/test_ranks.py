@@ -41,7 +41,7 @@ def command(
     given = {"--samples": samples, "--fault": fault, "--weights": weights}
     options = [word for name, value in given.items() if value for word in (name, str(value))]
     inputs = [word for name, path in run.inputs().items() for word in (f"--{name}", str(path))]
-    settings = ["--machine", json.dumps(machine)] if machine else []
+    settings = ["--machine", json.dumps(run.layout | (machine or {}))]
     worker = ["-m", "tests.invariance.rank_worker", *options, str(run.directory), *inputs, *settings]
     return [sys.executable, *launcher, *worker]
 

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from uniapl.advantages import group_advantages
 from uniapl.batch import needs_gradient, term_counts
-from uniapl.config import StageSpec, TrainSpec
+from uniapl.config import MachineSpec, StageSpec, TrainSpec
 from uniapl.objectives import weighted_sum
 from uniapl.records import TokenSequence
 from uniapl.update import Policy, term_sums
@@ -56,9 +56,9 @@ class FixedBatch:
     new_logprobs: list[Tensor]
 
 
-def train_spec(*, packing: bool = False, micro_batch_tokens: int = 50) -> TrainSpec:
+def machine_spec(*, packing: bool = False, micro_batch_tokens: int = 50) -> MachineSpec:
     values: dict[str, Any] = {"micro_batch_tokens": micro_batch_tokens, "packing": packing}
-    return TrainSpec(**values, sampler_clip=SAMPLER_CLIP)
+    return MachineSpec(**values, logits_bytes=BLOCK_BYTES)
 
 
 def stage_spec(**changes: Any) -> StageSpec:
@@ -67,11 +67,12 @@ def stage_spec(**changes: Any) -> StageSpec:
     return StageSpec(**(values | changes))
 
 
-def policy_of(model: Any, stage: StageSpec, settings: TrainSpec) -> Policy:
+def policy_of(model: Any, stage: StageSpec, machine: MachineSpec) -> Policy:
+    settings = TrainSpec.model_validate({"sampler_clip": SAMPLER_CLIP})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Policy(
         model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32",
-        logits_bytes=BLOCK_BYTES,
+        machine.logits_bytes, machine.micro_batch_tokens, machine.packing,
     )  # fmt: skip
 
 
@@ -197,11 +198,11 @@ def our_loss_and_gradients(
     fixed: FixedBatch,
     sequences: list[TokenSequence],
     stage: StageSpec,
-    settings: TrainSpec,
+    machine: MachineSpec,
     coefficients: dict[str, float],
 ) -> tuple[float, Weights]:
     """One accumulated loss and its gradients, micro-batch by micro-batch, old log-probs from the old weights."""
-    policy = policy_of(fixed.model, stage, settings)
+    policy = policy_of(fixed.model, stage, machine)
     counts = term_counts(sequences, normalization=stage.normalization)
     micros = policy.split([s for s in sequences if needs_gradient(s, coefficients)])
     assert len(micros) > 1
@@ -213,7 +214,7 @@ def our_loss_and_gradients(
     total = 0.0
     for micro, old_T in zip(micros, old, strict=True):
         sums = term_sums(
-            policy.logprobs(micro)[0], micro, coefficients, stage, sampler_clip=settings.sampler_clip,
+            policy.logprobs(micro)[0], micro, coefficients, stage, sampler_clip=policy.settings.sampler_clip,
             start_logprobs_T=None, old_logprobs_T=old_T,
         )  # fmt: skip
         loss = weighted_sum(sums, coefficients, counts)
@@ -281,8 +282,8 @@ def test_grpo_loss_and_gradients_equal_trl(
     sequences = with_advantages(fixed, scale_rewards=scale_rewards)
     coefficients = {"sft": 0.0, "grpo": 1.0, "adv": 0.0, "kl": 0.0}
     for packing in (False, True):
-        settings = train_spec(packing=packing)
-        assert_same(our_loss_and_gradients(fixed, sequences, stage, settings, coefficients), expected)
+        machine = machine_spec(packing=packing)
+        assert_same(our_loss_and_gradients(fixed, sequences, stage, machine, coefficients), expected)
 
 
 def test_old_logprobs_and_sampler_correction_equal_trl(
@@ -292,7 +293,7 @@ def test_old_logprobs_and_sampler_correction_equal_trl(
 
     batch = trl_batch(grpo_trainer(trl, tokenizer, fixed, tmp_path, loss_type="dapo", scale_rewards="group"), fixed)
     mask_BT = batch["completion_mask"].bool()
-    policy = policy_of(fixed.model, stage_spec(), train_spec())
+    policy = policy_of(fixed.model, stage_spec(), machine_spec())
     fixed.model.load_state_dict(fixed.old_weights)
     micro = policy.layout(fixed.sequences)
     with torch.no_grad():
@@ -338,6 +339,6 @@ def test_sft_loss_and_gradients_equal_trl(
     sequences = [TokenSequence(s.prompt_ids, s.completion_ids, frozenset({"sft"})) for s in fixed.sequences]
     coefficients = {"sft": 1.0, "grpo": 0.0, "adv": 0.0, "kl": 0.0}
     ours = our_loss_and_gradients(
-        fixed, sequences, stage_spec(name="sft", mu=1.0), train_spec(packing=packing), coefficients
+        fixed, sequences, stage_spec(name="sft", mu=1.0), machine_spec(packing=packing), coefficients
     )
     assert_same(ours, expected)

@@ -28,7 +28,7 @@ from bench.memory import peak_bytes
 from tests.unit.tiny_polar import write_checkpoint
 from uniapl import sampler_vllm
 from uniapl.cli import app
-from uniapl.config import ConfigError, DataSpec, StageSpec, TrainSpec
+from uniapl.config import ConfigError, DataSpec, MachineSpec, StageSpec
 from uniapl.estimate.memory import (
     BYTES,
     VLLM_GPU_SHARE,
@@ -158,19 +158,21 @@ def test_the_head_gradient_waits_for_the_embeddings_where_they_are_tied():
 
 
 def test_the_largest_micro_batch_is_the_widest_row_that_the_settings_allow():
-    train = TrainSpec.model_validate({"micro_batch_tokens": 1000})
+    machine = MachineSpec.model_validate({"micro_batch_tokens": 1000})
     stage = StageSpec.model_validate(
         {"name": "s", "title": "", "steps": 1, "mu": 0.0, "learning_rate": 1.0, "prompts_per_step": 4}
     )
     data = load_study("laptop").data
     # A prompt of 256 and 8 answers of 48 are 640 tokens, so one row of 640; 4 prompts make 4 micro-batches, 2 a rank.
-    assert largest_batch(stage, train, data, ranks=2) == Batch(rows=1, width=640, predicted=640, number=2)
+    assert largest_batch(stage, data, machine.model_copy(update={"ranks": 2})) == Batch(
+        rows=1, width=640, predicted=640, number=2
+    )
     # An answer of 2,000 does not fit in 1,000: a row of its own, 4 x (256 + 8 x 2,000) / 2,256 = 28.8 of them.
     long = DataSpec.model_validate(data.model_dump() | {"max_new_tokens": 2000})
-    assert largest_batch(stage, train, long, ranks=1) == Batch(rows=1, width=2256, predicted=2256, number=29)
+    assert largest_batch(stage, long, machine) == Batch(rows=1, width=2256, predicted=2256, number=29)
     # Padded: rows of 256 + 48, three of which fit in 1,000; 32 rows make 11 micro-batches.
-    padded = train.model_copy(update={"packing": False})
-    assert largest_batch(stage, padded, data, ranks=1) == Batch(rows=3, width=304, predicted=912, number=11)
+    padded = machine.model_copy(update={"packing": False})
+    assert largest_batch(stage, data, padded) == Batch(rows=3, width=304, predicted=912, number=11)
 
 
 def polar_memory(name: str, engine: str = "transformers", **discriminator: Any) -> Any:
@@ -278,7 +280,7 @@ def test_a_model_too_large_for_the_smallest_gpu_is_refused_in_one_line():
     line = str(raised.value)
     assert "\n" not in line
     for part in ("qwen3_4b", "GiB on each GPU, 39.00 GiB can be used here", "raise machine.ranks (now 1)",
-                 "machine.activation_checkpointing", "train.micro_batch_tokens (now 384)"):  # fmt: skip
+                 "machine.activation_checkpointing", "machine.micro_batch_tokens (now 1024)"):  # fmt: skip
         assert part in line
     refuse_too_large(a_plan(models="qwen3_4b", ranks=8), gpus=[80 * GIB] * 8, host_bytes=GIB)
 

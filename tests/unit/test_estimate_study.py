@@ -16,7 +16,7 @@ from bench.shapes import random_rows, update_flops
 from uniapl import evaluate_lm, rollouts, train
 from uniapl.autoif import pipeline
 from uniapl.cli import app
-from uniapl.config import AutoIFSpec, ConfigError, EvalSpec, StageSpec, TrainSpec
+from uniapl.config import AutoIFSpec, ConfigError, EvalSpec, MachineSpec, StageSpec, TrainSpec
 from uniapl.estimate.disk import disk_of
 from uniapl.estimate.gpus import GPU, find_gpu
 from uniapl.estimate.jobs import DRAFTS_PER_CALL, KEPT_ROLLOUTS
@@ -56,7 +56,8 @@ TINY = Shape(
 )
 NETWORK = Network.of(TINY)
 LENGTHS = Lengths(prompt_tokens=2, answer_share=0.5, evaluation_share=0.5, demonstration_share=0.25, trained_share=0.5)
-TRAIN = TrainSpec.model_validate({"micro_batch_tokens": 64, "probe_every": 2})
+TRAIN = TrainSpec.model_validate({"probe_every": 2})
+MACHINE = MachineSpec.model_validate({"micro_batch_tokens": 64})
 JUDGE = Judge(Network.of(TINY, layers=1, head=False), is_polar=False)
 
 
@@ -85,19 +86,17 @@ def test_one_step_of_a_tiny_stage_by_hand():
     # UniAPL, answers of 4, demonstrations of 2, prompts of 2. Two rows of a prompt and 3 answers: 2 x (2 + 12) = 28
     # positions; 5 demonstrations: 5 x (2 + 2) = 20. Predicted 24 + 10. A prompt has 3 pairs, an answer 4 x 2 + 10 = 18,
     # a demonstration 10: 2 x 3 + 6 x 18 + 5 x 10 = 164.
-    step = update_step(
-        NETWORK, stage(mu=0.1, lambda_adv=0.2), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS
-    )
+    step = update_step(NETWORK, stage(mu=0.1, lambda_adv=0.2), MACHINE, max_new_tokens=8, lengths=LENGTHS)
     assert (step.positions, step.predicted) == (48, 34)
     assert step.flops == 3 * (2 * 1152 * 48 + 2 * 256 * 34 + 4 * 16 * 164)
     # GRPO alone: half of the groups have a gradient. SFT alone: the demonstrations.
-    step = update_step(NETWORK, stage(), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS)
+    step = update_step(NETWORK, stage(), MACHINE, max_new_tokens=8, lengths=LENGTHS)
     assert (step.positions, step.predicted) == (14, 12)
-    step = update_step(NETWORK, stage(mu=1.0), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS)
+    step = update_step(NETWORK, stage(mu=1.0), MACHINE, max_new_tokens=8, lengths=LENGTHS)
     assert (step.positions, step.predicted) == (20, 10)
     # Rows of at most 8 tokens hold one answer each (2 + 4, not 2 + 8), so the prompt is repeated.
-    short = TrainSpec.model_validate({"micro_batch_tokens": 8})
-    step = update_step(NETWORK, stage(lambda_adv=0.2), short, max_new_tokens=8, recomputed=False, lengths=LENGTHS)
+    short = MachineSpec.model_validate({"micro_batch_tokens": 8})
+    step = update_step(NETWORK, stage(lambda_adv=0.2), short, max_new_tokens=8, lengths=LENGTHS)
     assert step.positions == 6 * (2 + 4)
 
 
@@ -105,7 +104,7 @@ def test_an_update_has_the_operations_that_the_bench_counts():
     sequences = random_rows(TINY, rows=3, row_tokens=64)  # a prompt of 8 and 7 answers of 8
     lengths = Lengths(8, 1.0, 1.0, 1.0, 1.0)
     spec = stage(prompts_per_step=3, rollouts_per_prompt=7)
-    step = update_step(NETWORK, spec, TRAIN, max_new_tokens=8, recomputed=False, lengths=lengths)
+    step = update_step(NETWORK, spec, MACHINE, max_new_tokens=8, lengths=lengths)
     assert step.flops == update_flops(TINY, sequences)
 
 
@@ -120,8 +119,8 @@ def test_a_run_scores_where_its_terms_and_probes_want_it():
     probe = 12 * rollout + 8 * demonstration
 
     def scoring(**changes: Any) -> float:
-        options = {"max_new_tokens": 8, "recomputed": False, "lengths": LENGTHS}
-        return training_work(NETWORK, JUDGE, stage(**changes), TRAIN, **options).scoring_flops
+        work = training_work(NETWORK, JUDGE, stage(**changes), TRAIN, MACHINE, max_new_tokens=8, lengths=LENGTHS)
+        return work.scoring_flops
 
     assert scoring() == 3 * (judged + probe)
     assert scoring(lambda_adv=0.2) == 4 * judged + 3 * probe
@@ -162,7 +161,7 @@ def test_decoding_is_bound_by_bytes_launches_or_operations():
 
 
 def test_training_takes_its_operations_or_the_known_throughput():
-    work = training_work(NETWORK, JUDGE, stage(), TRAIN, max_new_tokens=8, recomputed=False, lengths=LENGTHS)
+    work = training_work(NETWORK, JUDGE, stage(), TRAIN, MACHINE, max_new_tokens=8, lengths=LENGTHS)
     gpu = GPU("a GPU", 1000.0, 1.0, 1)
     assert GPUSpeed(gpu).training_seconds("m", work, gpus=2) == pytest.approx(4 * work.update.flops / (0.15 * 2000))
     known = GPUSpeed(gpu, known={"m": Throughput("stated", training=7.0, sampling=5.0)})

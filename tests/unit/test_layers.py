@@ -65,6 +65,11 @@ def test_an_unknown_key_names_file_and_the_key_that_was_meant(config: Path) -> N
     assert message.startswith("config/smoke.yaml: train.probe_evry = 2: unknown key; did you mean 'probe_every'?")
 
 
+@pytest.mark.parametrize("key", ["micro_batch_tokens", "packing"])
+def test_what_changes_speed_alone_is_no_setting_of_the_training(key: str) -> None:
+    assert f"--config: train.{key} = 1: unknown key; " in error_of(train={key: 1})
+
+
 def test_an_unknown_key_of_a_method_names_its_file(config: Path) -> None:
     with open(config / "methods" / "grpo.yaml", "a") as file:
         file.write("lamda_adv: 0.1\n")
@@ -75,7 +80,10 @@ def test_an_unknown_key_of_a_method_names_its_file(config: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        ({"train": {"micro_batch_tokens": "many"}}, ["--config: train.micro_batch_tokens = 'many'", "valid integer"]),
+        (
+            {"machine": {"micro_batch_tokens": "many"}},
+            ["--config: machine.micro_batch_tokens = 'many'", "valid integer"],
+        ),
         ({"stages": {"grpo": {"steps": -1}}}, ["--config: stages.grpo.steps = -1", "greater than or equal to 0"]),
         (
             {"stages": {"uniapl": {"lambda_adv": -0.2}}},

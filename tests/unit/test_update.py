@@ -53,8 +53,11 @@ class Decoder(torch.nn.Module):
 def make_policy(stage: StageSpec, **settings: Any) -> Policy:
     model, start = Decoder(0), Decoder(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, weight_decay=0.0)
-    spec = TrainSpec(**({"micro_batch_tokens": 64, "max_grad_norm": 1e6} | settings))
-    return Policy(model, optimizer, None, start, CPU, spec, stage, 8, "float32", 2**20)
+    tokens = settings.pop("micro_batch_tokens", 64)
+    spec = TrainSpec(**({"max_grad_norm": 1e6} | settings))
+    return Policy(
+        model, optimizer, None, start, CPU, spec, stage, 8, "float32", 2**20, micro_batch_tokens=tokens, packing=True
+    )
 
 
 def logprobs_of(policy: Policy, completion: list[int], prompt: list[int]) -> list[float]:

@@ -35,7 +35,7 @@ def _the_one_error(project: Path, *config: str) -> str:
         ("ranks=0", "machine.ranks = 0"),
         ("ranks=two", "machine.ranks = 'two'"),
         ("source=elsewhere", "source = 'elsewhere'"),
-        ("train={micro_batch_tokens: 1000000000}", "models = tiny_qwen3: training it (stage "),
+        ("machine={micro_batch_tokens: 1000000000}", "models = tiny_qwen3: training it (stage "),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(shared_project: Path, config: str, expected: str):

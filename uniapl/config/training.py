@@ -108,8 +108,6 @@ class TrainSpec(Spec):
     sampler_gap_ceiling: float = Field(
         0.5, gt=0, description="Mean |log pi_old - log pi_sampler| that stops a run, nats."
     )
-    micro_batch_tokens: Positive = Field(description="Tokens of a micro-batch, prompts included; speed only.")
-    packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
     max_grad_norm: float = Field(1.0, gt=0, description="Global norm; not stated.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
@@ -127,6 +125,8 @@ class MachineSpec(Spec):
     )
     cpus_per_rank: Positive = Field(8, description="Cores of each process where jobs are submitted to a cluster.")
     gpus_per_rank: int = Field(0, ge=0, le=1, description="GPUs of each process where jobs are submitted to a cluster.")
+    micro_batch_tokens: Positive = Field(4096, description="Tokens of a micro-batch, prompts included; speed only.")
+    packing: bool = Field(True, description="Run a prompt once for all its answers, in one row; speed only.")
     activation_checkpointing: bool = Field(
         False, description="Compute the layers' activations again in the backward: less memory, about a third slower."
     )

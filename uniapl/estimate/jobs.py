@@ -227,8 +227,8 @@ def _run(plan: Plan, run: Run, speed: Speed, place: Place, networks: Networks) -
     gpus = machine.ranks if place.gpus else 0
     stage = StageSpec(title=run.config["path"][-1]["name"], **run.config["path"][-1])
     work = training_work(
-        networks.own, networks.judge, stage, study.train, max_new_tokens=study.data.max_new_tokens,
-        recomputed=machine.activation_checkpointing, lengths=speed.lengths,
+        networks.own, networks.judge, stage, study.train, machine, max_new_tokens=study.data.max_new_tokens,
+        lengths=speed.lengths,
     )  # fmt: skip
     seconds = speed.start_seconds(rule) + speed.training_seconds(run.model, work, gpus=gpus)
     seconds += speed.scoring_seconds(rule, work.scoring_flops, gpus=gpus)

@@ -23,7 +23,6 @@ from uniapl.config import (
     SamplerSpec,
     StageSpec,
     Study,
-    TrainSpec,
 )
 from uniapl.plan import Plan
 from uniapl.shapes import Shape, find_polar_shape, find_shape
@@ -127,18 +126,18 @@ class Memory:
         return max(self.total, self.sampler.least_gpu)
 
 
-def largest_batch(stage: StageSpec, train: TrainSpec, data: DataSpec, *, ranks: int) -> Batch:
+def largest_batch(stage: StageSpec, data: DataSpec, machine: MachineSpec) -> Batch:
     """The largest micro-batch that a stage's steps can have; every position is taken to predict a token."""
     longest = PROMPT_TOKENS + data.max_new_tokens
-    answers = stage.rollouts_per_prompt if train.packing and stage.draws_rollouts else 1
+    answers = stage.rollouts_per_prompt if machine.packing and stage.draws_rollouts else 1
     most = PROMPT_TOKENS + answers * data.max_new_tokens
-    width = max(longest, min(train.micro_batch_tokens, most))
-    rows = max(1, train.micro_batch_tokens // width)
+    width = max(longest, min(machine.micro_batch_tokens, most))
+    rows = max(1, machine.micro_batch_tokens // width)
     tokens = stage.demonstrations_per_step * longest if stage.draws_demonstrations else 0
     if stage.draws_rollouts:
         alone = stage.rollouts_per_prompt // answers  # rows of a prompt
         tokens += stage.prompts_per_step * alone * most
-    number = math.ceil(tokens / (rows * width) / ranks)
+    number = math.ceil(tokens / (rows * width) / machine.ranks)
     return Batch(rows=rows, width=width, predicted=rows * width, number=number)
 
 
@@ -328,7 +327,7 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
         kind = config["sampler"]["kind"] if stage.draws_rollouts else "none"
         memory = rank_memory(
             shape,
-            largest_batch(stage, study.train, study.data, ranks=study.machine.ranks),
+            largest_batch(stage, study.data, study.machine),
             compute=config["compute"],
             ranks=study.machine.ranks,
             activation_checkpointing=study.machine.activation_checkpointing,
@@ -382,7 +381,7 @@ def remedies(study: Study, memory: Memory, *, on_gpu: bool) -> str:
     machine, engine = study.machine, memory.sampler
     if engine.least_gpu > memory.total:
         return f"raise machine.tensor_parallel (now {machine.tensor_parallel}) or sample on servers (docs/training.md)"
-    ways = [f"lower train.micro_batch_tokens (now {study.train.micro_batch_tokens})"]
+    ways = [f"lower machine.micro_batch_tokens (now {machine.micro_batch_tokens})"]
     if on_gpu or machine.ranks > 1:
         ways.insert(0, f"{'raise' if on_gpu else 'lower'} machine.ranks (now {machine.ranks})")
     if not machine.activation_checkpointing:

@@ -15,6 +15,7 @@ from uniapl.config import (
     ConfigError,
     DataSpec,
     EvalSpec,
+    MachineSpec,
     ModelSpec,
     Spec,
     StageSpec,
@@ -131,10 +132,11 @@ def read_released_speed(root: Path) -> ReleasedSpeed:
     network, runs = Network.of(shape), [_read_run(folder) for folder in folders]
     evaluations = sorted(path.parent for path in root.glob("evaluations/*/*/*/*/manifest.json"))
     lengths = _lengths(runs, evaluations, data)
+    machine = MachineSpec.model_validate({})  # its rows held a prompt with all its answers, as the default's do
 
     def worked(run: ReleasedRun) -> TrainingWork:
         return training_work(
-            network, judge, run.stage, train, max_new_tokens=data.max_new_tokens, recomputed=False, lengths=lengths
+            network, judge, run.stage, train, machine, max_new_tokens=data.max_new_tokens, lengths=lengths
         )
 
     drawn = [run for run in runs if run.stage.draws_rollouts]

@@ -131,7 +131,7 @@ def speed_of(plan: Plan, place: Place, options: Options) -> Speed:
     """What the hours come from. Raise ConfigError where options do not fit the study, or no study was released."""
     if not place.gpus:
         return read_released_speed(RELEASED)
-    known = {} if options.bench is None else read_bench(options.bench, row_tokens=plan.study.train.micro_batch_tokens)
+    known = {} if options.bench is None else read_bench(options.bench, row_tokens=plan.study.machine.micro_batch_tokens)
     names = [model.name for model in plan.study.models]
     if options.training is not None or options.sampling is not None:
         if len(names) > 1:

@@ -126,7 +126,7 @@ def assumptions(row: Row) -> list[str]:
     lines = [
         f"{config['compute']} compute; float32 weights, gradients and AdamW; FSDP2 over the ranks; activation "
         f"checkpointing {'on' if machine.activation_checkpointing else 'off'}",
-        f"stage {row.stage}; micro-batches of {study.train.micro_batch_tokens} tokens, answers of "
+        f"stage {row.stage}; micro-batches of {machine.micro_batch_tokens} tokens, answers of "
         f"{study.data.max_new_tokens}, prompts of at most {PROMPT_TOKENS}; every position predicts a token",
         f"sampler {kind}"
         + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and asleep else "")

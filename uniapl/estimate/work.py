@@ -18,6 +18,7 @@ from uniapl.config import (
     EditorSpec,
     EvalSpec,
     FeaturesSpec,
+    MachineSpec,
     StageSpec,
     TeacherSpec,
     TrainSpec,
@@ -186,7 +187,7 @@ class TrainingWork:
 
 
 def update_step(
-    network: Network, stage: StageSpec, train: TrainSpec, *, max_new_tokens: int, recomputed: bool, lengths: Lengths
+    network: Network, stage: StageSpec, machine: MachineSpec, *, max_new_tokens: int, lengths: Lengths
 ) -> Step:
     """One update of a stage. A schedule's terms count at every step."""
     prompt, answer = lengths.prompt_tokens, lengths.answer_share * max_new_tokens
@@ -194,24 +195,26 @@ def update_step(
     every = stage.ever(stage.lambda_adv) or stage.w_kl > 0
     groups = stage.prompts_per_step * (1.0 if every else lengths.trained_share) if stage.draws_rollouts else 0.0
     answers = groups * stage.rollouts_per_prompt
-    in_row = max(1, int((train.micro_batch_tokens - prompt) // answer)) if train.packing else 1
+    in_row = max(1, int((machine.micro_batch_tokens - prompt) // answer)) if machine.packing else 1
     rows = groups * math.ceil(stage.rollouts_per_prompt / in_row)  # each with the prompt once
     demonstrations = stage.demonstrations_per_step if stage.draws_demonstrations else 0
     positions = rows * prompt + answers * answer + demonstrations * (prompt + shown)
     predicted = answers * answer + demonstrations * shown
     pairs = rows * causal_pairs(0, prompt) + answers * causal_pairs(prompt, answer)
     pairs += demonstrations * causal_pairs(0, prompt + shown)
-    flops = network.training_flops(positions=positions, predicted=predicted, pairs=pairs, recomputed=recomputed)
+    flops = network.training_flops(
+        positions=positions, predicted=predicted, pairs=pairs, recomputed=machine.activation_checkpointing
+    )
     return Step(flops, positions, predicted)
 
 
 def training_work(
-    network: Network, judge: Judge, stage: StageSpec, train: TrainSpec, *, max_new_tokens: int, recomputed: bool,
+    network: Network, judge: Judge, stage: StageSpec, train: TrainSpec, machine: MachineSpec, *, max_new_tokens: int,
     lengths: Lengths,
 ) -> TrainingWork:  # fmt: skip
     """One run of a stage, its parents not included."""
     cap = max_new_tokens
-    update = update_step(network, stage, train, max_new_tokens=cap, recomputed=recomputed, lengths=lengths)
+    update = update_step(network, stage, machine, max_new_tokens=cap, lengths=lengths)
     prompt, answer = lengths.prompt_tokens, lengths.answer_share * cap
     shown = lengths.demonstration_share * cap
     groups = stage.prompts_per_step if stage.draws_rollouts else 0
