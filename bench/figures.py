@@ -52,11 +52,11 @@ def _bars(ax: Axes, case: dict[str, Any]) -> None:
         for part, seconds in (medians | {"other": max(0.0, whole - sum(medians.values()))}).items():
             ax.barh(row, seconds, left=end, height=0.7, color=COLOURS[part])
             end += seconds
-        times = f" = {side['ratios']['step']:.2f} ×" if "ratios" in side else ""
+        times = f", {side['ratios']['step']:.2f} ×" if "ratios" in side else ""
         ax.text(end, row, f" {whole:.1f} s{times}", va="center")
     ax.set_yticks(range(len(sides)), [LABELS.get(name, name) for name, _ in sides])
     ax.set_ylim(len(sides) - 0.4, -0.6)
-    ax.set_xlim(0, 1.15 * max((side["seconds"]["step"]["seconds_median"] for _, side in sides), default=1.0))
+    ax.set_xlim(0, 1.2 * max((side["seconds"]["step"]["seconds_median"] for _, side in sides), default=1.0))
     ax.set_title(case["title"], loc="left")
 
 
