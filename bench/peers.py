@@ -1,205 +1,166 @@
-"""The two sides of `bench.step`: this suite and TRL, each in a process of its own, one step when it is told.
+"""The sides of `bench.step`: steps of this suite and of TRL, and the processor's limit, each in a process of its own.
 
-Both start from the same checkpoint (float32 weights, AdamW, bfloat16 products where the processor has them), draw the
-same prompts and sample answers of exactly `new_tokens` tokens. Rewards come by place: half of each group gets 1.
+All start from the same checkpoint (float32 weights, AdamW, bfloat16 products where the processor has them) and draw the
+same prompts. A side does one step when it is told, with what is to be changed before it, and is idle otherwise.
 """
 
 from __future__ import annotations
 
-import importlib
+import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bench.limit import limit
 from bench.shapes import update_flops
+from bench.trl_sides import trl_grpo, trl_sft
+from bench.work import FIRST_STEP, Work, reward_by_place
 from uniapl.layers import load_model
 from uniapl.shapes import Shape, find_shape
 
-
-@dataclass(frozen=True)
-class Work:
-    """What every step of every side does."""
-
-    model: str  # folder of the checkpoint
-    texts: tuple[str, ...]  # user messages; a step takes the next `prompts` of them
-    prompts: int
-    rollouts: int  # of a prompt
-    new_tokens: int
-    compute: str
-    micro_batch_tokens: int
-    logits_bytes: int
-    threads: int
-
-    def texts_at(self, step: int) -> list[str]:
-        """The prompts of a step, counted from 0."""
-        return [self.texts[(step * self.prompts + i) % len(self.texts)] for i in range(self.prompts)]
+Wait = Callable[[], dict[str, Any]]  # until the next step; returns what is to be changed before it
+Tell = Callable[[dict[str, Any]], None]  # what a step took, seconds by part
 
 
-def reward_of(place: int) -> float:
-    """Of an answer by its place in its group: no group is flat."""
-    return float(place % 2)
-
-
-def ours(work: Work, wait: Callable[[], None], tell: Callable[[dict[str, Any]], None]) -> None:
-    """Steps of this suite: vLLM in process, packed micro-batches; `wait` before each, `tell` what it took."""
+def ours(work: Work, wait: Wait, tell: Tell, *, method: str) -> None:
+    """The trainer's own steps of a method of config/methods. Changes are fields of StageSpec, and `new_tokens`."""
+    import psutil
     import torch
 
-    from uniapl import sampler_vllm
-    from uniapl.config import MachineSpec, SamplerSpec, StageSpec, TrainSpec
-    from uniapl.records import Prompt
-    from uniapl.rollouts import collect, rollout_sequences
-    from uniapl.sampler import make_sampler
-    from uniapl.train import open_policy
-    from uniapl.update import coefficients_at, update
+    from uniapl.update import needs_gradient
 
     torch.set_num_threads(work.threads)
-    options = sampler_vllm.sampling_options
-    # Every answer is as long as the other side's: the end token does not end it.
-    sampler_vllm.sampling_options = lambda **given: options(**given) | {"stop_token_ids": []}
-    stage = StageSpec.model_validate({
-        "name": "grpo", "title": "GRPO", "steps": 1, "mu": 0.0, "learning_rate": 1e-6, "warmup_steps": 0,
-        "prompts_per_step": work.prompts, "rollouts_per_prompt": work.rollouts,
-    })  # fmt: skip
-    settings = TrainSpec.model_validate({})
-    machine = MachineSpec.model_validate(
-        {"logits_bytes": work.logits_bytes, "micro_batch_tokens": work.micro_batch_tokens}
-    )
-    spec = SamplerSpec.model_validate({"kind": "vllm", "kv_cache_gib": 0.5})
-    model = Path(work.model)
-    policy = open_policy(
-        model, model, settings, stage, max_new_tokens=work.new_tokens, compute=work.compute, machine=machine
-    )
-    sampler = make_sampler(spec, model, dtype=work.compute, machine=machine)
-    coefficients, shape = coefficients_at(stage, 0), shape_of_model(work)
-    step = 0
-    while True:
-        wait()
-        began = time.perf_counter()
-        prompts = [Prompt(f"{step}-{i}", "train", text, ()) for i, text in enumerate(work.texts_at(step))]
-        groups = collect(
-            sampler, prompts, tokenizer=policy.tokenizer, num_rollouts=work.rollouts, seed_parts=(0, step),
-            max_new_tokens=work.new_tokens, temperature=settings.temperature,
-        )  # fmt: skip
-        sampled = time.perf_counter()
-        for _, group in groups:
-            for rollout in group:
-                rollout.reward = reward_of(rollout.index)
-        sequences = rollout_sequences(groups, stage, coefficients, tokenizer=policy.tokenizer)
-        losses = update(policy, sequences, coefficients, step=step)
-        updated = time.perf_counter()
-        sampler.push_weights(policy.model.named_parameters())
-        ended = time.perf_counter()
+    loop, shape, process = our_loop(work, method), shape_of_model(work), psutil.Process()
+    for step in itertools.count(FIRST_STEP):
+        changes = wait()
+        loop.policy.max_new_tokens = changes.pop("new_tokens", loop.policy.max_new_tokens)
+        loop.stage = loop.stage.model_copy(update=changes)
+        row, _ = loop.step(step)
+        sequences, coefficients = loop.given
+        trained = [sequence for sequence in sequences if needs_gradient(sequence, coefficients)]
         tell({
-            "sample": sampled - began, "update": updated - sampled, "push": ended - updated, "step": ended - began,
-            "tokens_trained": losses["tokens__trained"],
-            "flops": float(update_flops(shape, sequences)),
+            **{part: row[f"seconds/{part}"] or 0.0 for part in ("sample", "score", "update", "push", "step")},
+            "tokens_trained": row["tokens/trained"], "tokens_generated": row["tokens/generated"],
+            "flat_share": row["groups/flat_share"], "flops": float(update_flops(shape, trained)),
+            "resident_bytes": process.memory_info().rss,
         })  # fmt: skip
-        step += 1
 
 
-def trl_grpo(work: Work, wait: Callable[[], None], tell: Callable[[dict[str, Any]], None], **changes: Any) -> None:
-    """Steps of TRL's GRPOTrainer, as its documentation starts it; `changes` are further settings of GRPOConfig."""
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
+def our_loop(work: Work, method: str) -> Any:
+    """The trainer's loop, which keeps what its last update was given; its rewards and answers are as `work` says."""
+    from uniapl import train
+    from uniapl.sampler import make_sampler
 
-    if not changes.get("use_vllm"):  # as where vLLM is not installed, which it then neither imports nor needs
-        availability = importlib.import_module("trl.import_utils")
-        availability.is_vllm_available = lambda *_, **__: False  # type: ignore[attr-defined]
-    from trl import GRPOConfig, GRPOTrainer
+    class Loop(train.Loop):
+        given: tuple[Any, Any] = ([], {})
 
-    torch.set_num_threads(work.threads)
-    steps = 1000
-    seconds: dict[str, float] = {}
+        def _update(self, sequences: Any, coefficients: Any, step: int) -> dict[str, Any]:
+            self.given = (sequences, coefficients)
+            return super()._update(sequences, coefficients, step)
 
-    class Pace(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            wait()
-            seconds.update(sample=0.0, tokens=0.0, began=time.perf_counter())
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            step = time.perf_counter() - seconds["began"]
-            tell({
-                "sample": seconds["sample"], "update": step - seconds["sample"], "step": step, "push": 0.0,
-                "tokens_trained": int(seconds["tokens"]),
-            })  # fmt: skip
-
-    def reward(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        seconds["tokens"] += sum(map(len, completion_ids))
-        return [reward_of(place % work.rollouts) for place in range(len(completions))]
-
-    options = {
-        "output_dir": os.environ["BENCH_FOLDER"], "max_steps": steps, "num_generations": work.rollouts,
-        "max_completion_length": work.new_tokens, "generation_kwargs": {"min_new_tokens": work.new_tokens},
-        "gradient_accumulation_steps": work.prompts * work.rollouts // 8, "bf16": work.compute == "bfloat16",
-        "learning_rate": 1e-6, "lr_scheduler_type": "constant", "report_to": [], "save_strategy": "no",
-        "logging_steps": steps, "use_cpu": not torch.cuda.is_available(), "shuffle_dataset": False,
-        "disable_tqdm": True, "dataloader_pin_memory": False, "adam_beta2": 0.999,
-        "model_init_kwargs": {"dtype": "float32"},
-    }  # fmt: skip
-    rows = [{"prompt": [{"role": "user", "content": text}]} for text in work.texts]
-    trainer = GRPOTrainer(
-        model=work.model, reward_funcs=reward, args=GRPOConfig(**(options | changes)),
-        train_dataset=Dataset.from_list(rows), callbacks=[Pace()],
+    study, stage = work.study, work.study.stages[method]
+    policy = train.open_policy(
+        work.model, work.model, study.train, stage, max_new_tokens=study.data.max_new_tokens, compute=work.compute,
+        machine=study.machine,
     )  # fmt: skip
-    generate = trainer._generate
+    sampler = None
+    if stage.draws_rollouts:
+        sampler = make_sampler(study.sampler, work.model, dtype=work.compute, machine=study.machine)
+        if work.kept:
+            never_end(sampler, policy.tokenizer.eos_token_id)
+            train.judge = judge_by_place
+    prompts = {prompt.id: prompt for prompt in work.prompts}
+    expert = train.Expert(prompts, {one.prompt_id: one for one in work.demonstrations})
+    adversarial = stage.ever(stage.lambda_adv)
+    discriminator = train_discriminator(work) if adversarial else SimpleNamespace(shift=0.0, scale=1.0)
+    return Loop(work.folder, stage, (0, 0), policy, sampler, discriminator, expert)
 
-    def timed(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return generate(*arguments, **named)
-        finally:
-            seconds["sample"] += time.perf_counter() - began
 
-    trainer._generate = timed
-    trainer.train()
+def never_end(sampler: Any, end_token_id: int) -> None:
+    """Let every answer have as many tokens as it may."""
+    from uniapl import sampler_vllm
+
+    if sampler.name == "vllm":
+        options = sampler_vllm.sampling_options
+        sampler_vllm.sampling_options = lambda **given: options(**given) | {"stop_token_ids": []}
+        return
+
+    def without_end(_module: Any, _inputs: Any, output: Any) -> None:
+        output.logits[..., end_token_id] = float("-inf")
+
+    sampler._model.register_forward_hook(without_end)
 
 
-def measure_limit(work: Work, wait: Callable[[], None], tell: Callable[[dict[str, Any]], None]) -> None:
+def judge_by_place(groups: Any) -> None:
+    """In place of the verifiers: half of each group gets 1."""
+    for _, rollouts in groups:
+        for rollout in rollouts:
+            rollout.reward = reward_by_place(rollout.index)
+
+
+def train_discriminator(work: Work) -> Any:
+    """The study's discriminator with a head that saw a few prompts only: scoring costs the same."""
+    from uniapl.discriminator import Discriminator, FrozenStates, make_triples, score_groups, train_head
+    from uniapl.discriminator_measures import shift_and_scale
+
+    spec, home = work.study.discriminator, work.folder / "discriminator"
+    home.mkdir(exist_ok=True)
+    (home / "weights").symlink_to(work.model)  # as in a study's directory of a model
+    states = FrozenStates(home, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=work.compute)
+    items = [(example.prompt.text, item.text) for example in work.judged for item in example.items]
+    states_ND = states.pool(*zip(*items, strict=True))
+    head = train_head(states_ND, make_triples(work.judged), spec)
+    shift, scale = shift_and_scale(score_groups(head, states_ND, work.judged))
+    return Discriminator(states, head, shift=shift, scale=scale)
+
+
+def measure_limit(work: Work, wait: Wait, tell: Tell) -> None:
     """The processor's limit, at the same times as the steps beside it."""
     import torch
 
     torch.set_num_threads(work.threads)
-    shape = shape_of_model(work)
-    words = max(1, work.logits_bytes // (4 * work.micro_batch_tokens))
+    shape, micro_batch_tokens = shape_of_model(work), work.study.machine.micro_batch_tokens
+    words = max(1, work.study.machine.logits_bytes // (4 * micro_batch_tokens))
     while True:
         wait()
         began = time.perf_counter()
-        found = limit(shape, tokens=work.micro_batch_tokens, words=words, dtype=getattr(torch, work.compute))
+        found = limit(shape, tokens=micro_batch_tokens, words=words, dtype=getattr(torch, work.compute))
         tell(found | {"step": time.perf_counter() - began})
 
 
 def shape_of_model(work: Work) -> Shape:
     """The sizes of the model that is trained."""
-    shape = find_shape(load_model(work.model, "--model"))
+    shape = find_shape(load_model(str(work.model), "--model"))
     assert shape is not None
     return shape
 
 
 SIDES: dict[str, Callable[..., None]] = {
     "limit": measure_limit,
-    "ours": ours,
+    "ours": lambda *given: ours(*given, method="grpo"),
+    "ours_uniapl": lambda *given: ours(*given, method="uniapl"),
+    "ours_sft": lambda *given: ours(*given, method="sft"),
     "trl": trl_grpo,
     "trl_no_checkpointing": lambda *given: trl_grpo(*given, gradient_checkpointing=False),
     "trl_vllm": lambda *given: trl_grpo(*given, use_vllm=True, vllm_mode="colocate"),
+    "trl_sft": trl_sft,
+    "trl_sft_no_checkpointing": lambda *given: trl_sft(*given, gradient_checkpointing=False),
 }
 
 
-def serve(name: str, work: dict[str, Any], connection: Connection) -> None:
+def serve(name: str, work: Work, connection: Connection) -> None:
     """What a side's process does: steps as they are asked for, until the other end closes."""
 
-    def wait() -> None:
+    def wait() -> dict[str, Any]:
         try:
-            connection.recv()
+            return connection.recv()
         except EOFError:
             os._exit(0)
 
     try:
-        SIDES[name](Work(**work), wait, lambda took: connection.send(took))
+        SIDES[name](work, wait, connection.send)
     except Exception as error:  # a side that does not run here is a finding
         connection.send({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"})

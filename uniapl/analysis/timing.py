@@ -1,8 +1,9 @@
-"""What each rule of a study cost, as a markdown table from Snakemake's benchmark files; docs/timing.md holds one.
+"""What each rule of a study cost, and each part of training, as markdown tables; docs/timing.md holds them.
 
     python -m uniapl.analysis.timing ROOT
 
-ROOT is results/<scale>. Jobs that ran side by side both count in full, so the sum may exceed the study's wall time.
+ROOT is results/<scale>. Rules are read from Snakemake's benchmark files, parts of training from the runs' logs. Jobs
+that ran side by side both count in full, so the sum may exceed the study's wall time.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uniapl.entry import run_guarded
+from uniapl.runlog import TIMES, read_rows
 
 HEADER = ("rule", "jobs", "seconds in all", "longest job, s", "peak memory, MiB")
+WHOLE = "seconds/step"
+OTHER, OUTSIDE = "other in steps", "outside of steps"  # exchange between ranks, the log; start, checkpoints, export
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,49 @@ def table(costs: list[Cost]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def training_seconds(root: Path) -> dict[str, dict[str, float]]:
+    """Seconds of every run's job by part, by the run's name: the log's times, and what they do not cover.
+
+    The parts add up to the job. A run that was interrupted has the benchmark of its last attempt alone, and the log of
+    all steps, so that what lies outside may be below 0. Raise ValueError where no run was measured.
+    """
+    found = {}
+    for path in sorted((root / "benchmarks" / "runs").glob("**/*.tsv")):
+        name = str(path.relative_to(root / "benchmarks" / "runs").with_suffix(""))
+        log = root / "runs" / name / "metrics.jsonl"
+        if not log.exists():
+            continue
+        with path.open(encoding="utf-8") as file:
+            job = sum(float(row["s"]) for row in csv.DictReader(file, delimiter="\t"))
+        rows = read_rows(log)
+        parts = {time: sum(row.get(time) or 0.0 for row in rows) for time in TIMES}
+        whole = parts.pop(WHOLE)
+        within = sum(parts.values())
+        parts = {name.removeprefix("seconds/"): seconds for name, seconds in parts.items()}
+        found[name] = parts | {OTHER: whole - within, OUTSIDE: job - whole}
+    if not found:
+        raise ValueError(f"{root} holds no measured run: run snakemake first")
+    return found
+
+
+def training_table(runs: dict[str, dict[str, float]]) -> str:
+    """Seconds of all runs by part, and their shares of the jobs, as a markdown table with a row for the sum."""
+    parts = {part: sum(run[part] for run in runs.values()) for part in next(iter(runs.values()))}
+    job = sum(parts.values())
+    rows = [(part, f"{value:.0f}", f"{value / job:.1%}") for part, value in (*parts.items(), ("all", job))]
+    lines = [
+        "| " + " | ".join(row) + " |"
+        for row in (("part of training", "seconds", "share"), ("---", "---:", "---:"), *rows)
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Print the table of one study."""
-    parser = argparse.ArgumentParser(description="What each rule of a study cost.")
+    """Print the tables of one study."""
+    parser = argparse.ArgumentParser(description="What each rule of a study and each part of training cost.")
     parser.add_argument("root", type=Path, help="results/<scale>")
     root = parser.parse_args().root
-    run_guarded(lambda: print(table(read_costs(root)), end=""))
+    run_guarded(lambda: print(table(read_costs(root)), training_table(training_seconds(root)), sep="\n", end=""))
 
 
 if __name__ == "__main__":
