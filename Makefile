@@ -1,12 +1,14 @@
 # make            environment into .venv, then the study (snakemake --cores all)
 # make test       environment, then all tests;  make test-fast  without the slow ones
 # make miniature  the paper's config on tiny models and a few real rows, which EVAL_DATA=FOLDER holds (about 7 minutes)
+# make bench      steps beside TRL's, with ratios and the processor's limit (at most 30 minutes); nothing else may run
+# make bench-scale  what a step costs by size, and memory over 100 steps (about 6 minutes)
 # make soak       kill training at random moments, 200 times, and compare (about an hour; may be stopped and continued)
 # make clean-env  remove .venv
 # Variables: PYTHON (which python3), SCALE (smoke, laptop, paper; default auto), TORCH_OPTIONS (pip options for torch alone)
 SHELL := bash
 .DEFAULT_GOAL := all
-.PHONY: all environment test-environment test test-fast miniature soak clean-env
+.PHONY: all environment test-environment test test-fast miniature bench bench-scale soak clean-env
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -41,6 +43,12 @@ test-fast: test-environment
 
 miniature: test-environment
 	@$(VENV)/bin/python -m tests.miniature --eval-data $(EVAL_DATA)
+
+bench: test-environment
+	@$(VENV)/bin/python -m bench.step --output docs/measurements/bench.json
+
+bench-scale: test-environment
+	@$(VENV)/bin/python -m bench.scale --output docs/measurements/scale.json
 
 soak: test-environment
 	@$(VENV)/bin/python -m tests.soak --kills 200

@@ -195,7 +195,7 @@ def measure(options: argparse.Namespace, *, threads: int) -> dict[str, Any]:
         for count in options.ranks:
             (row,) = updates_on(count, options.sizes[-2:-1], threads=threads, repetitions=options.repetitions)
             ranks[count] = row["seconds"]
-            print(f"  {count} ranks on {threads} threads: {row['seconds']:.2f} s an update", flush=True)
+            print(f"  ranks {count}, {threads} threads in all: {row['seconds']:.2f} s an update", flush=True)
         print(f"memory over {options.steps} steps", flush=True)
         resident = resident_over_steps(Path(folder) / "memory", steps=options.steps)
     settled = min(SETTLED, options.steps)

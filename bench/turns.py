@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from bench.peers import serve
@@ -31,8 +31,9 @@ class Side:
 
     def step(self, **changes: Any) -> dict[str, Any]:
         """What one step took, seconds by part; `error` where it did not run."""
-        try:
+        with suppress(OSError):  # it failed before it was asked, and what it said of that is still to be read
             self._connection.send(changes)
+        try:
             return self._connection.recv()
         except (EOFError, OSError):
             return {"error": "its process ended"}
