@@ -17,6 +17,7 @@ from typing import Any
 from bench.limit import limit
 from bench.shapes import update_flops
 from bench.trl_sides import trl_grpo, trl_sft
+from bench.updates import own_updates
 from bench.work import FIRST_STEP, Work, reward_by_place
 from uniapl.layers import load_model
 from uniapl.shapes import Shape, find_shape
@@ -143,6 +144,9 @@ SIDES: dict[str, Callable[..., None]] = {
     "ours": lambda *given: ours(*given, method="grpo"),
     "ours_uniapl": lambda *given: ours(*given, method="uniapl"),
     "ours_sft": lambda *given: ours(*given, method="sft"),
+    "ours_update": own_updates,
+    "ours_update_compiled": lambda *given: own_updates(*given, compiled=True),
+    "update_with_plain_malloc": own_updates,
     "trl": trl_grpo,
     "trl_no_checkpointing": lambda *given: trl_grpo(*given, gradient_checkpointing=False),
     "trl_vllm": lambda *given: trl_grpo(*given, use_vllm=True, vllm_mode="colocate"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.peers import serve
 from bench.work import Work
-from uniapl.launch import ALLOCATOR
+from uniapl.launch import ALLOCATOR, visible_gpus
 
 END_SECONDS = 30  # that a side has for ending by itself
 Steps = dict[str, dict[str, Any]]  # by side: `steps`, a dict each, and `error` where it does not run
@@ -47,9 +47,10 @@ class Side:
 
 @contextmanager
 def as_launched(ours: bool) -> Iterator[None]:
-    """Processes of this suite's sides start with the allocator's settings that `uniapl.launch` gives every stage."""
+    """Processes of this suite's sides start with the allocator's settings that `uniapl.launch` gives a stage on CPU."""
     before = dict(os.environ)
-    os.environ.update(ALLOCATOR if ours else {})
+    if ours and not visible_gpus():
+        os.environ.update(ALLOCATOR | before)
     try:
         yield
     finally:

@@ -1,14 +1,15 @@
-"""Attention of packed sequences by document: a position's scores are computed with what it sees, and with little else.
+"""Attention of packed sequences by document: work and memory grow with the documents' lengths, not the row's square.
 
 A packed row holds prompts and behind each its answers. Every layer lays queries, keys and values out as two batches:
-the prompts, and the answers with the keys of prompt and answer behind each other. So work and memory grow with the
-documents' own lengths, not with the row's square, which at the laptop study's sizes is 2.5 to 5 times as much. It is
-registered as an attention of transformers'; without documents it is transformers' own scaled dot product.
+the prompts, and the answers with the keys of prompt and answer behind each other, each as long as its longest (`split`
+bounds what that wastes). It is registered as an attention of transformers', for decoders whose layers all attend to
+everything before them; others are refused. Without documents it is transformers' own scaled dot product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,8 +22,10 @@ from transformers.masking_utils import sdpa_mask
 if TYPE_CHECKING:
     from uniapl.batch import MicroBatch
 
-NAME = "uniapl_documents"
-PRODUCTS_BYTES = 64 * 2**20  # of a layer's scores up to which a CPU keeps them for the backward; memory and speed only
+NAME = "sdpa_by_document"  # transformers refuses what has "sdpa" in its name for models that cannot have it
+PRODUCTS_BYTES = (
+    32 * 2**20
+)  # of scores in float32 that a CPU keeps for the backward, with their cast: 1.5 times as much
 
 
 class Documents(NamedTuple):
@@ -39,7 +42,9 @@ class Documents(NamedTuple):
     answers_see_NAK: Tensor  # bool, K = P + A: the prompt, and the earlier ones of the answer
 
     @classmethod
-    def of_row(cls, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Documents:
+    def of_row(
+        cls, prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device | None = None
+    ) -> Documents:
         """Lengths of prompts, and of each prompt's answers, which stand behind it in the row. No prompt is empty."""
         lengths_N = [length for of_prompt in answers for length in of_prompt]
         places = [(b, n) for b, of_prompt in enumerate(answers) for n in range(len(of_prompt))]
@@ -57,34 +62,48 @@ class Documents(NamedTuple):
         positions[slots_S] = torch.arange(len(slots_S))
         used = torch.zeros(num_slots, dtype=torch.bool)
         used[slots_S] = True
-        prompt_of_N = torch.tensor([b for b, _ in places], dtype=torch.long)
+        # On the device from here: on the host, masks of long answers take longer to make than the forward takes.
+        positions, used, slots_S = positions.to(device), used.to(device), slots_S.to(device)
+        prompt_of_N = torch.tensor([b for b, _ in places], dtype=torch.long, device=device)
         prompts_used_BP, answers_used_NA = used.split([len(prompts) * width, len(lengths_N) * most])
         prompts_used_BP = prompts_used_BP.view(len(prompts), width)
         answers_used_NA = answers_used_NA.view(len(lengths_N), most)
         # A query in an unused slot sees keys too, since a softmax over nothing is not a number.
-        own_NAA = answers_used_NA[:, None] & torch.ones(most, most, dtype=torch.bool).tril()
+        own_NAA = answers_used_NA[:, None] & torch.ones(most, most, dtype=torch.bool, device=device).tril()
         before_NAP = prompts_used_BP[prompt_of_N][:, None].expand(-1, most, -1)
         return cls(
             positions, used, slots_S, functional.one_hot(prompt_of_N, len(prompts)).float(),
-            prompts_used_BP[:, None] & torch.ones(width, width, dtype=torch.bool).tril(),
+            prompts_used_BP[:, None] & torch.ones(width, width, dtype=torch.bool, device=device).tril(),
             torch.cat([before_NAP, own_NAA], dim=2),
         )  # fmt: skip
-
-    def to(self, device: torch.device) -> Documents:
-        """On a device."""
-        return Documents(*(tensor.to(device) for tensor in self))
 
 
 def decoder_states(decoder: Any, micro: MicroBatch) -> Tensor:
     """A decoder's last hidden states that predict a micro-batch's completion tokens, [T, D]; gradients flow."""
-    if decoder.config._attn_implementation != NAME:
-        decoder.set_attn_implementation(NAME)
+    if micro.documents is not None and decoder.config._attn_implementation != NAME:
+        attend_by_document(decoder)
     states_BSD = decoder(
         input_ids=micro.input_ids_BS, position_ids=micro.position_ids_BS, attention_mask=micro.attention_mask,
         documents=micro.documents, use_cache=False,
     ).last_hidden_state  # fmt: skip
     picked_TD: Tensor = states_BSD.flatten(0, 1)[micro.predicting_T]
     return picked_TD
+
+
+def attend_by_document(decoder: Any) -> None:
+    """Let a decoder's layers use `attention`. Raise ValueError where they do not attend to all that stands before."""
+    config = decoder.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if getattr(config, "sliding_window", None):
+        kinds.add("sliding_window")
+    with suppress(ValueError):
+        decoder.set_attn_implementation(NAME)
+    if kinds or config._attn_implementation != NAME:
+        what = f"has {', '.join(sorted(kinds))}" if kinds else "has an attention of its own"
+        raise ValueError(
+            f"model type {config.model_type} {what}, so its prompts and answers cannot share a row; set "
+            f"machine.packing to false (a discriminator always packs: take another model for it)"
+        )
 
 
 def attention(
@@ -111,7 +130,7 @@ def attention(
             answers[i] = torch.cat([of_prompt.view(n, *prompts[i].shape[1:]), answers[i]], dim=1)
         outs.append(_attend(*answers, documents.answers_see_NAK, scale).flatten(0, 1))
     out_S = _Rearranged.apply(torch.cat(outs).flatten(1), documents.slots_S, documents.positions, documents.used)
-    return out_S.view(1, -1, *query.shape[1::2]), None
+    return out_S.view(1, -1, query.shape[1], value.shape[3]), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -134,10 +153,10 @@ class _Rearranged(torch.autograd.Function):
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scale: float) -> Tensor:
-    """Of [N, Q, H, D] and [N, K, G, D]: [N, Q, H, D].
+    """Of queries [N, Q, H, D], keys [N, K, G, D] and values [N, K, G, E]: [N, Q, H, E].
 
-    On a CPU by two matrix products and a softmax in float32, 3 to 5 times as fast as its fused kernel; elsewhere, and
-    where the scores would take much memory, by the fused kernel.
+    On a CPU by two matrix products and a softmax in float32, which is several times as fast as its fused kernel
+    (docs/performance.md); elsewhere, and where the scores would take much memory, by the fused kernel.
     """
     n, q, h, d = queries.shape
     k, g = keys.shape[1:3]
@@ -152,5 +171,5 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scal
     unseen = torch.where(see_NQK, 0.0, torch.finfo(torch.float32).min)[:, None]
     scores = torch.add(unseen, (grouped @ keys.transpose(2, 3)).float().view(n, h, q, k), alpha=scale)
     shares = scores.softmax(-1).to(values.dtype)
-    out = (shares.view(n, g, -1, k) @ values).view(n, h, q, d)
+    out = (shares.view(n, g, -1, k) @ values).view(n, h, q, -1)
     return out.transpose(1, 2)

@@ -18,6 +18,7 @@ from uniapl.attention import Documents
 from uniapl.records import TokenSequence
 
 ROLLOUT_TERMS = ("grpo", "adv", "kl")
+SLOTS_A_TOKEN = 2  # of a packed micro-batch: its documents padded to the longest, in attention alone; memory and speed
 FILLER = TokenSequence([0], [], frozenset())  # no token of a completion: a forward for the other ranks' sake
 
 
@@ -27,7 +28,7 @@ class MicroBatch:
 
     input_ids_BS: Tensor
     position_ids_BS: Tensor
-    attention_mask: Tensor  # padded: [B, S], 1 on tokens; packed: [1, 1, 1, 1], which says no more than `documents`
+    attention_mask: Tensor  # padded: [B, S], 1 on tokens; packed: NaN, for a model that would not look at `documents`
     predicting_T: Tensor  # index into the flattened [B, S] of the position whose state predicts each token
     targets_T: Tensor
     weights_T: dict[str, Tensor]  # per term: 0 off the term, else the normalisation's weight
@@ -74,15 +75,15 @@ def needs_gradient(sequence: TokenSequence, coefficients: Mapping[str, float]) -
 Row = list[TokenSequence]  # packed: sequences with the same prompt; padded: one sequence
 
 
-def _rows(sequences: Sequence[TokenSequence], *, packing: bool, most_tokens: int | None) -> list[Row]:
-    """Rows in order of first appearance; a packed row longer than `most_tokens` is broken up, its prompt repeated."""
+def _rows(sequences: Sequence[TokenSequence], *, packing: bool, micro_tokens: int | None) -> list[Row]:
+    """Rows in order of first appearance; a packed row that is too long is broken up, its prompt repeated."""
     if not packing:
         return [[sequence] for sequence in sequences]
     rows: list[Row] = []
     open_row: dict[tuple[int, ...], Row] = {}
     for sequence in sequences:
         row = open_row.get(tuple(sequence.prompt_ids))
-        if row is None or (most_tokens and _length(row) + len(sequence.completion_ids) > most_tokens):
+        if row is None or (micro_tokens and not _fits([[*row, sequence]], micro_tokens=micro_tokens, packing=True)):
             row = open_row[tuple(sequence.prompt_ids)] = []
             rows.append(row)
         row.append(sequence)
@@ -93,20 +94,27 @@ def _length(row: Row) -> int:
     return len(row[0].prompt_ids) + sum(len(s.completion_ids) for s in row)
 
 
-def split(sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: bool) -> Iterator[list[TokenSequence]]:
-    """Group sequences into micro-batches of at most `micro_tokens` positions, padding counted (at least one row).
+def _fits(rows: Sequence[Row], *, micro_tokens: int, packing: bool) -> bool:
+    """Whether rows may be one micro-batch: its positions, and the slots that attention lays packed documents out in."""
+    if not packing:
+        return len(rows) * max(map(_length, rows)) <= micro_tokens
+    answers = [len(sequence.completion_ids) for row in rows for sequence in row]
+    slots = len(rows) * max(len(row[0].prompt_ids) for row in rows) + len(answers) * max(answers)
+    return sum(map(_length, rows)) <= micro_tokens and slots <= SLOTS_A_TOKEN * micro_tokens
 
-    Rows of like length go together. The order inside a micro-batch is the order of its completion tokens in `layout`.
+
+def split(sequences: Sequence[TokenSequence], *, micro_tokens: int, packing: bool) -> Iterator[list[TokenSequence]]:
+    """Group sequences into micro-batches of at most `micro_tokens` positions (at least one row).
+
+    Of padded rows padding counts; of packed ones attention's slots are bounded. Rows of like length go together. The
+    order inside a micro-batch is the order of its completion tokens in `layout`.
     """
     group: list[Row] = []
-    taken = 0
-    for row in sorted(_rows(sequences, packing=packing, most_tokens=micro_tokens), key=lambda row: -_length(row)):
-        width = _length(row) if packing or not group else _length(group[0])
-        if group and taken + width > micro_tokens:
+    for row in sorted(_rows(sequences, packing=packing, micro_tokens=micro_tokens), key=lambda row: -_length(row)):
+        if group and not _fits([*group, row], micro_tokens=micro_tokens, packing=packing):
             yield [sequence for full in group for sequence in full]
-            group, taken, width = [], 0, _length(row)
+            group = []
         group.append(row)
-        taken += width
     if group:
         yield [sequence for full in group for sequence in full]
 
@@ -115,7 +123,7 @@ def layout(
     sequences: Sequence[TokenSequence], *, packing: bool, normalization: str, max_new_tokens: int, device: torch.device
 ) -> MicroBatch:
     """Lay sequences out for one forward: right-padded rows of one sequence each, or prompts and answers end to end."""
-    rows = _rows(sequences, packing=packing, most_tokens=None)
+    rows = _rows(sequences, packing=packing, micro_tokens=None)
     width = sum(map(_length, rows)) if packing else max(map(_length, rows))
     input_ids_BS = torch.zeros(1 if packing else len(rows), width, dtype=torch.long)
     position_ids_BS = torch.zeros_like(input_ids_BS)
@@ -147,7 +155,7 @@ def layout(
 
     if packing:
         prompts, answers = zip(*((len(r[0].prompt_ids), [len(s.completion_ids) for s in r]) for r in rows), strict=True)
-        documents, mask = Documents.of_row(prompts, answers).to(device), torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        documents, mask = Documents.of_row(prompts, answers, device), torch.full((1, 1, 1, 1), torch.nan)
     else:
         filled_B = torch.tensor([_length(row) for row in rows])
         documents, mask = None, (torch.arange(width) < filled_B[:, None]).long()

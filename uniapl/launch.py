@@ -29,9 +29,9 @@ from uniapl import leases
 from uniapl.entry import run_guarded
 
 POLL_SECONDS = 1.0
-# glibc's malloc gives large blocks back to the kernel at once and gets them again page by page: a fourth of an update's
+# glibc's malloc gives large blocks back to the kernel at once and gets them again page by page, a part of an update's
 # time on a CPU (docs/performance.md). With these the process keeps what it has freed.
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), "MALLOC_TOP_PAD_": str(2**26)}
 FIRST_PORT, NUM_PORTS = 20000, 12000  # where nodes meet: below Linux's ports for outgoing connections
 
 

@@ -33,6 +33,10 @@ from uniapl.records import TokenSequence
 if TYPE_CHECKING:  # an update needs torch and transformers alone
     from uniapl.config import Coefficient, MachineSpec, StageSpec, TrainSpec
 
+MOST_GRAPHS = (
+    64  # of a compiled layer, before PyTorch would go on without compiling: with and without gradient, by size
+)
+
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
     """Value at a step counted from 0: a constant, or CHORD's warm-up to peak and cosine decay to valley."""
@@ -140,6 +144,9 @@ def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
     layers = model.get_decoder().layers
     forward = _checkpointed if checkpointed else type(layers[0]).forward
     if compiled:
+        # The sizes of packed documents are equal by chance now and then, and some are 0 or 1: none is worth a graph.
+        torch.fx.experimental._config.use_duck_shape = False
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
         forward = torch.compile(forward, dynamic=True)
     if checkpointed or compiled:
         for layer in layers:

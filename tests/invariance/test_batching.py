@@ -124,7 +124,8 @@ def test_packing_equals_padding(setting: Setting, recorded: Recorded) -> None:
     policy = setting.policy(stage, micro_batch_tokens=ONE_MICRO_BATCH, packing=True, max_grad_norm=1e6)
     sequences = recorded.sequences(stage)
     (micro,) = policy.split(sequences)
-    assert micro.input_ids_BS.shape[0] < len(sequences), "no prompt is shared by its answers"
+    unshared = sum(len(s.prompt_ids) + len(s.completion_ids) for s in sequences)
+    assert micro.input_ids_BS.numel() < unshared, "no prompt is shared by its answers"
     assert_same_update(gradients(policy, sequences, stage), reference(setting, recorded, stage))
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig, AutoModel
 
 from uniapl import attention
 from uniapl.attention import Documents
+from uniapl.batch import MicroBatch, layout
+from uniapl.records import TokenSequence
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 PROMPTS, ANSWERS = (3, 5, 1), ((2, 4), (3,), (0, 1, 2))  # lengths; the third prompt has an answer without a token
@@ -110,3 +114,41 @@ def test_a_row_of_prompts_alone_has_no_answers_to_attend_to() -> None:
     assert row.answers_see_NAK.shape == (0, 0, 2)
     out, _ = attention.attention(MODULE, *(heads[:, :, :2] for heads in random_heads()), None, row)
     assert out.isfinite().all()
+
+
+SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+NO_WINDOW = {"layer_types": ["full_attention"], "sliding_window": None}
+HEADS_OF_KEYS = {"num_key_value_heads": 2, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "message"),
+    [
+        ("falcon", {}, "falcon has an attention of its own"),  # outside of transformers' interface
+        ("gpt_oss", NO_WINDOW | HEADS_OF_KEYS, "gpt_oss has an attention of its own"),  # its sinks are not in SDPA
+        ("mistral", {"sliding_window": 4, **HEADS_OF_KEYS}, "mistral has sliding_window"),
+    ],
+)
+def test_decoders_that_would_not_attend_by_document_are_refused(
+    model_type: str, options: dict[str, Any], message: str
+) -> None:
+    config = AutoConfig.for_model(model_type, **SMALL, **options)
+    decoder = AutoModel.from_config(config)
+    micro = packed([1, 2], [3, 4])
+    with pytest.raises(ValueError, match=f"{message}.*set machine.packing to false"):
+        attention.decoder_states(decoder, micro)
+    padded = packed([1, 2], [3, 4], packing=False)
+    assert attention.decoder_states(decoder, padded).isfinite().all()
+
+
+def test_a_decoder_that_looks_at_the_mask_gives_no_number() -> None:
+    decoder = AutoModel.from_config(AutoConfig.for_model("llama", **SMALL))
+    micro = packed([1, 2], [3, 4])
+    states = decoder(input_ids=micro.input_ids_BS, attention_mask=micro.attention_mask).last_hidden_state
+    assert states.isnan().all()
+    assert attention.decoder_states(decoder, micro).isfinite().all()
+
+
+def packed(prompt: list[int], answer: list[int], *, packing: bool = True) -> MicroBatch:
+    sequence = TokenSequence(prompt, answer, frozenset({"sft"}))
+    return layout([sequence], packing=packing, normalization="dapo", max_new_tokens=4, device=torch.device("cpu"))

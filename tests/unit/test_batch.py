@@ -116,5 +116,18 @@ def test_micro_batches_hold_every_sequence_once_and_keep_the_limit(packing: bool
         assert shape.numel() <= micro_tokens or shape[0] == 1
 
 
+def test_attention_is_not_padded_to_one_long_answer() -> None:
+    prompt = [1, 2]
+    answers = [sequence(prompt, [3] * length, "grpo", a=1.0) for length in (400, *[4] * 60)]
+    groups = list(split(answers, micro_tokens=1000, packing=True))  # together they have 642 tokens
+    assert len(groups) > 1
+    held = [id(s) for group in groups for s in group]
+    assert sorted(held) == sorted(map(id, answers))
+    for group in groups:
+        documents = lay(group, packing=True).documents
+        assert documents is not None
+        assert len(documents.positions) <= 2 * 1000
+
+
 def test_nothing_gives_no_micro_batch() -> None:
     assert list(split([], micro_tokens=10, packing=False)) == []
