@@ -116,7 +116,8 @@ def report(summary: dict[str, Any]) -> None:
                 parts.append(f"{part} {median:.2f} s [{least:.2f}, {most:.2f}]")
         means = side["means"]
         flat = f", {means['flat_share']:.0%} of groups flat" if "flat_share" in means else ""
-        print(f"  {name}: {', '.join(parts)}; {means['tokens_trained']:.0f} tokens trained on{flat}")
+        sampled = f"{means['tokens_generated']:.0f} tokens sampled, " if "tokens_generated" in means else ""
+        print(f"  {name}: {', '.join(parts)}; {sampled}{means['tokens_trained']:.0f} trained on{flat}")
     first = next((name for name, side in summary["sides"].items() if "seconds" in side), "")
     for name, side in summary["sides"].items():
         if "ratios" in side:

@@ -75,8 +75,9 @@ def our_loop(work: Work, method: str) -> Any:
             train.judge = judge_by_place
     prompts = {prompt.id: prompt for prompt in work.prompts}
     expert = train.Expert(prompts, {one.prompt_id: one for one in work.demonstrations})
-    adversarial = stage.ever(stage.lambda_adv)
-    discriminator = train_discriminator(work) if adversarial else SimpleNamespace(shift=0.0, scale=1.0)
+    discriminator: Any = SimpleNamespace(shift=0.0, scale=1.0)  # never asked where there is no adversarial term
+    if stage.ever(stage.lambda_adv):
+        discriminator = train_discriminator(work)
     return Loop(work.folder, stage, (0, 0), policy, sampler, discriminator, expert)
 
 
@@ -103,11 +104,13 @@ def judge_by_place(groups: Any) -> None:
 
 
 def train_discriminator(work: Work) -> Any:
-    """The study's discriminator with a head that saw a few prompts only: scoring costs the same."""
+    """The study's discriminator of kind `features` with a head that saw a few prompts only: scoring costs the same."""
+    from uniapl.config import FeaturesSpec
     from uniapl.discriminator import Discriminator, FrozenStates, make_triples, score_groups, train_head
     from uniapl.discriminator_measures import shift_and_scale
 
     spec, home = work.study.discriminator, work.folder / "discriminator"
+    assert isinstance(spec, FeaturesSpec), f"the bench has no {type(spec).__name__}"
     home.mkdir(exist_ok=True)
     (home / "weights").symlink_to(work.model)  # as in a study's directory of a model
     states = FrozenStates(home, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=work.compute)

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def fit(x: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
     """The line of least squares through seconds at x, and its R²."""
     from scipy.stats import linregress
 
-    line = linregress(x, seconds)
+    line: Any = linregress(x, seconds)
     return {
         "x": list(x), "seconds": list(seconds), "slope": float(line.slope), "intercept": float(line.intercept),
         "r_squared": float(line.rvalue) ** 2,
@@ -53,7 +53,7 @@ def fit(x: Sequence[float], seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def steps_by_size(
-    series: dict[str, Sequence[int]], folder: Path, *, scale: str, model: str | None, repetitions: int
+    series: Mapping[str, Sequence[int]], folder: Path, *, scale: str, model: str | None, repetitions: int
 ) -> dict[str, Any]:
     """Lines of the whole step's seconds (medians), and of the update's, against each size of `series`."""
     points = [(name, value) for name, values in series.items() for value in values]

@@ -13,8 +13,8 @@ import pytest
 
 from bench import compare, figures, peers, step, trl_sides
 from bench.turns import take_turns
-from bench.work import Work, make_work
-from uniapl import train
+from bench.work import FIRST_STEP, Work, make_work
+from uniapl import constraints, train
 
 SIZES = {"prompts": 2, "rollouts": 4, "new_tokens": 6, "demonstrations": 3}
 
@@ -84,9 +84,18 @@ def test_uniapl_trains_on_demonstrations_too_and_scores_by_a_discriminator(folde
 
 @pytest.mark.usefixtures("own_judge", "own_vllm")
 def test_trl_is_given_our_prompts_and_rewards(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, verify_all, judged = work_in(folder, kept=False), constraints.verify_all, list[Any]()
+
+    def watched(answers: Any) -> Any:
+        judged.append([asked for asked, _ in answers])
+        return verify_all(answers)
+
+    monkeypatch.setattr(constraints, "verify_all", watched)
     monkeypatch.setattr(trl_sides, "DATASET_STEPS", 3)
-    work = work_in(folder, kept=False)
-    (took,) = steps_of(trl_sides.trl_grpo, work, {})
+    took, _ = steps_of(trl_sides.trl_grpo, work, {}, {})
+    for number, asked in enumerate(judged[:2]):  # 4 answers of each prompt that training draws for the step
+        prompts = work.prompts_at(FIRST_STEP + number)
+        assert asked == [prompt.constraints for prompt in prompts for _ in range(SIZES["rollouts"])]
     assert 0 < took["tokens_generated"] <= 2 * 4 * 6
     assert took["flat_share"] in (0, 0.5, 1)  # of 2 groups
     assert took["sample"] > 0
