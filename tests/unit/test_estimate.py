@@ -408,8 +408,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-# Of every model one, of both types, with and without checkpointing, packed and padded; the bench measures all of them.
-SLOW = [pytest.param(CASES[index], marks=pytest.mark.slow) for index in (5, 10, 15, 18, 20)]
+# Of every model one, of both types, with and without checkpointing, packed and padded, with short and long answers; the
+# bench measures all of them.
+SLOW = [pytest.param(CASES[index], marks=pytest.mark.slow) for index in (5, 10, 15, 18, 20, 24, 25)]
 
 
 @pytest.mark.parametrize("case", [CASES[0], *SLOW], ids=str)
