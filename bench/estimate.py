@@ -30,7 +30,8 @@ from bench.memory import peak_bytes
 from uniapl import distributed, models
 from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.distributed import ALONE, Ranks
-from uniapl.estimate.memory import Batch, DiscriminatorMemory, Memory, SamplerMemory, rank_memory
+from uniapl.estimate.batches import Batch
+from uniapl.estimate.memory import DiscriminatorMemory, Memory, SamplerMemory, rank_memory
 from uniapl.layers import load_model
 from uniapl.provenance import code_version, hardware
 from uniapl.records import TokenSequence
@@ -60,6 +61,7 @@ class Case:
     packing: bool = True
     micro_batch_tokens: int = 512
     ranks: int = 1
+    answer_tokens: int = ANSWER_TOKENS
 
 
 CASES = [
@@ -71,6 +73,10 @@ CASES = [
     Case("random_30m", packing=False),
     Case("random_60m", micro_batch_tokens=1536),
     Case("random_60m", activation_checkpointing=True, micro_batch_tokens=1536),
+    # A layer's scores take 26 MB, and 75 MB, which a fused kernel computes.
+    Case("random_30m", micro_batch_tokens=2048, answer_tokens=500),
+    Case("random_30m", "bfloat16", True, micro_batch_tokens=2048, answer_tokens=500),
+    Case("random_30m", "bfloat16", micro_batch_tokens=3072, answer_tokens=1000),
     Case("random_30m", ranks=2),
     Case("random_30m", "bfloat16", ranks=2),
     Case("random_30m", "bfloat16", True, ranks=2),
@@ -104,11 +110,11 @@ def sequences_of(case: Case) -> list[TokenSequence]:
     sequences = []
     answers = answers_of(case)
     for _ in range(NUMBER * case.ranks):
-        prompt = tokens(PROMPT_TOKENS + (case.micro_batch_tokens - PROMPT_TOKENS) % ANSWER_TOKENS)
+        prompt = tokens(PROMPT_TOKENS + (case.micro_batch_tokens - PROMPT_TOKENS) % case.answer_tokens)
         for number in range(answers):
             if not case.packing:
                 prompt = tokens(PROMPT_TOKENS)
-            length = ANSWER_TOKENS - (0 if case.packing or number else 1)
+            length = case.answer_tokens - (0 if case.packing or number else 1)
             sequences.append(
                 TokenSequence(
                     prompt, tokens(length), frozenset({"grpo", "kl"}), advantage=draw.choice([-1.0, 1.0]),
@@ -121,8 +127,8 @@ def sequences_of(case: Case) -> list[TokenSequence]:
 def answers_of(case: Case) -> int:
     """Answers of a micro-batch: behind one prompt, or each in a row of its own."""
     if case.packing:
-        return (case.micro_batch_tokens - PROMPT_TOKENS) // ANSWER_TOKENS
-    return case.micro_batch_tokens // (PROMPT_TOKENS + ANSWER_TOKENS)
+        return (case.micro_batch_tokens - PROMPT_TOKENS) // case.answer_tokens
+    return case.micro_batch_tokens // (PROMPT_TOKENS + case.answer_tokens)
 
 
 def estimated(case: Case) -> Memory:
@@ -130,11 +136,16 @@ def estimated(case: Case) -> Memory:
     shape = find_shape(model_spec(case.model))
     assert shape is not None
     answers = answers_of(case)
-    rows, width = (1, case.micro_batch_tokens) if case.packing else (answers, PROMPT_TOKENS + ANSWER_TOKENS)
+    predicted, width = answers * case.answer_tokens, PROMPT_TOKENS + case.answer_tokens
+    batch = Batch.padded(rows=answers, width=width, predicted=predicted, number=NUMBER)
+    if case.packing:
+        batch = Batch(
+            case.micro_batch_tokens, predicted, NUMBER, answers=answers, answer_tokens=case.answer_tokens, prompts=1,
+            prompt_tokens=case.micro_batch_tokens - predicted,
+        )  # fmt: skip
     return rank_memory(
-        shape, Batch(rows=rows, width=width, predicted=answers * ANSWER_TOKENS, number=NUMBER),
-        compute=case.compute, ranks=case.ranks, activation_checkpointing=case.activation_checkpointing,
-        logits_bytes=LOGITS_BYTES, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
+        shape, batch, compute=case.compute, ranks=case.ranks, activation_checkpointing=case.activation_checkpointing,
+        logits_bytes=LOGITS_BYTES, on_gpu=False, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 
@@ -156,7 +167,7 @@ def measured(case: Case, directory: Path, ranks: Ranks = ALONE) -> dict[str, int
         "micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing,
     }  # fmt: skip
     policy = open_policy(
-        directory, directory, settings, stage, max_new_tokens=ANSWER_TOKENS, compute=case.compute, ranks=ranks,
+        directory, directory, settings, stage, max_new_tokens=case.answer_tokens, compute=case.compute, ranks=ranks,
         machine=MachineSpec.model_validate(machine),
     )  # fmt: skip
     sequences, coefficients = sequences_of(case), coefficients_at(stage, 0)
@@ -213,6 +224,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         total, estimate = row["measured"]["total"], row["estimated"]
         layout = f"{'packed' if row['packing'] else 'padded'}, {row['micro_batch_tokens']}"
+        layout += f", answers of {row['answer_tokens']}" if row["answer_tokens"] != ANSWER_TOKENS else ""
         cells = [
             row["model"], row["compute"], "yes" if row["activation_checkpointing"] else "no", layout, row["ranks"],
             f"{total / 1e6:,.0f}", f"{estimate / 1e6:,.0f}", f"{100 * (estimate / total - 1):+.1f}%",

@@ -26,16 +26,18 @@ from bench.estimate import (
 )
 from bench.memory import peak_bytes
 from tests.unit.tiny_polar import write_checkpoint
-from uniapl import sampler_vllm
+from uniapl import attention, sampler_vllm
+from uniapl.attention import decoder_states
+from uniapl.batch import layout
 from uniapl.cli import app
 from uniapl.config import ConfigError, DataSpec, MachineSpec, StageSpec
+from uniapl.estimate import memory as memory_model
+from uniapl.estimate.batches import Batch, largest_batch
 from uniapl.estimate.memory import (
     BYTES,
     VLLM_GPU_SHARE,
-    Batch,
     DiscriminatorMemory,
     SamplerMemory,
-    largest_batch,
     largest_need,
     moments,
     polar_scoring,
@@ -68,14 +70,15 @@ def shape(name: str) -> Shape:
     return found
 
 
-def a_batch(rows: int = 1, width: int = 4096) -> Batch:
-    return Batch(rows=rows, width=width, predicted=rows * width, number=2)
+def a_batch() -> Batch:
+    """Packed, of 4,096 positions: 8 answers of at most 1,024 tokens."""
+    return Batch(4096, 4096, 2, answers=8, answer_tokens=1024, prompts=1, prompt_tokens=256)
 
 
 def needs(name: str, *, ranks: int = 1, checkpointing: bool = False) -> Any:
     return rank_memory(
         shape(name), a_batch(), compute="bfloat16", ranks=ranks, activation_checkpointing=checkpointing,
-        logits_bytes=2**27, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
+        logits_bytes=2**27, on_gpu=True, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 
@@ -100,11 +103,28 @@ def test_a_config_json_in_a_folder_tells_the_shape_and_an_unknown_architecture_d
     assert find_shape(load_model(str(tmp_path), "test")) is None
 
 
-def saved_bytes(kind: str, *, layers: int, autocast: bool, layer_type: torch.dtype, batch: Batch) -> int:
-    """What autograd saves in a decoder's forward, weights apart."""
+# Lengths of prompts, and of each one's answers.
+LAID_OUT: dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
+    "two prompts": ((9, 7), ((5, 12), (8,))),
+    "one prompt": ((9,), ((5, 12, 8),)),
+    "padded": ((9, 7, 1), ((5,), (4,), (2,))),
+}
+
+
+def saved_bytes(kind: str, *, layers: int, autocast: bool, layer_type: torch.dtype, lengths: str) -> int:
+    """What autograd saves in a decoder's forward over a micro-batch, weights and what was laid out before apart."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, num_hidden_layers=layers, **SMALL)).train()
     model.get_decoder().layers.to(layer_type)
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sequences = [
+        TokenSequence([1 + b] * prompt, [2] * answer, frozenset())
+        for b, (prompt, answers) in enumerate(zip(*LAID_OUT[lengths], strict=True))
+        for answer in answers
+    ]
+    micro = layout(
+        sequences, packing=lengths != "padded", normalization="dapo", max_new_tokens=1, device=torch.device("cpu")
+    )
+    known = [*model.parameters(), *(micro.documents or ())]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in known}
     saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -112,27 +132,40 @@ def saved_bytes(kind: str, *, layers: int, autocast: bool, layer_type: torch.dty
             saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    mask = torch.ones(batch.width, batch.width, dtype=torch.bool).tril().repeat(batch.rows, 1, 1, 1)
-    ids = torch.zeros(batch.rows, batch.width, dtype=torch.long)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
-        model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        decoder_states(model.get_decoder(), micro)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("weights", ["float32", "cast by autocast", "gathered in bfloat16"])
-def test_a_layer_saves_for_its_backward_exactly_what_the_formula_says(kind: str, weights: str):
-    batch = a_batch(rows=2, width=40)
+@pytest.mark.parametrize("lengths", LAID_OUT)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_layer_saves_for_its_backward_exactly_what_the_formula_says(
+    kind: str, weights: str, lengths: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    # Positions of all rows, the answers' places, and those of the prompts.
+    batch = {
+        "two prompts": Batch(41, 0, 1, answers=3, answer_tokens=12, prompts=2, prompt_tokens=9),
+        "one prompt": Batch(34, 0, 1, answers=3, answer_tokens=12, prompts=1, prompt_tokens=9),
+        "padded": Batch.padded(rows=3, width=14, predicted=0, number=1),
+    }[lengths]
+    for module in (attention, memory_model) if fused else ():
+        monkeypatch.setattr(module, "PRODUCTS_BYTES", 0)
     layer_type = torch.bfloat16 if weights == "gathered in bfloat16" else torch.float32
-    options: dict[str, Any] = {"autocast": weights != "float32", "layer_type": layer_type, "batch": batch}
+    options: dict[str, Any] = {"autocast": weights != "float32", "layer_type": layer_type, "lengths": lengths}
     by_layer = (saved_bytes(kind, layers=3, **options) - saved_bytes(kind, layers=1, **options)) // 2
     found = shape_of(SMALL | {"model_type": kind, "num_hidden_layers": 1})
     assert found is not None
     casts = 2 * found.matrices_of_layer if weights == "cast by autocast" else 0
-    assert saved_by_layer(found, batch, compute=4 if weights == "float32" else 2) + casts == by_layer
+    assert saved_by_layer(found, batch, compute=4 if weights == "float32" else 2, on_gpu=False) + casts == by_layer
+
+
+def test_products_give_way_to_the_fused_kernel_at_the_size_that_the_attention_says():
+    assert memory_model.PRODUCTS_BYTES == attention.PRODUCTS_BYTES
 
 
 def test_state_is_16_bytes_a_parameter_and_2_of_the_reference_and_is_shared_by_the_ranks():
@@ -152,27 +185,34 @@ def test_checkpointing_keeps_a_layers_input_and_one_layers_activations():
 
 def test_the_head_gradient_waits_for_the_embeddings_where_they_are_tied():
     by_name = {m.name: m for m in moments(shape("qwen3_4b"), a_batch(), compute="bfloat16", ranks=1,
-                                          activation_checkpointing=True, logits_bytes=2**20)}  # fmt: skip
+                                          activation_checkpointing=True, logits_bytes=2**20, on_gpu=True)}  # fmt: skip
     assert by_name["gradient of the embedding"].logits == 2 * 4 * 151_936 * 2_560
     assert by_name["backward of the last layer"].logits == 4 * 151_936 * 2_560
 
 
-def test_the_largest_micro_batch_is_the_widest_row_that_the_settings_allow():
+def test_the_largest_micro_batch_is_as_full_as_the_settings_allow():
     machine = MachineSpec.model_validate({"micro_batch_tokens": 1000})
+    two = machine.model_copy(update={"ranks": 2})
     stage = StageSpec.model_validate(
         {"name": "s", "title": "", "steps": 1, "mu": 0.0, "learning_rate": 1.0, "prompts_per_step": 4}
     )
     data = load_study("laptop").data
-    # A prompt of 256 and 8 answers of 48 are 640 tokens, so one row of 640; 4 prompts make 4 micro-batches, 2 a rank.
-    assert largest_batch(stage, data, machine.model_copy(update={"ranks": 2})) == Batch(
-        rows=1, width=640, predicted=640, number=2
-    )
-    # An answer of 2,000 does not fit in 1,000: a row of its own, 4 x (256 + 8 x 2,000) / 2,256 = 28.8 of them.
+    # A prompt of 256 and 8 answers of 48 are 640 tokens: 1,000 hold two of them in part; 4 x 640 are 2.6 times 1,000.
+    packed = Batch(1000, 1000, 2, answers=16, answer_tokens=48, prompts=2, prompt_tokens=256)
+    assert largest_batch(stage, data, two) == packed
+    # Demonstrations: 256 and 48 are 304, of which 1,000 hold four in part; 16 x 304 are 4.9 times 1,000.
+    shown = stage.model_copy(update={"mu": 1.0})
+    packed = Batch(1000, 1000, 5, answers=4, answer_tokens=48, prompts=4, prompt_tokens=256)
+    assert largest_batch(shown, data, machine) == packed
+    # An answer of 2,000 does not fit in 1,000: each is a micro-batch of its own, with its prompt.
     long = DataSpec.model_validate(data.model_dump() | {"max_new_tokens": 2000})
-    assert largest_batch(stage, long, machine) == Batch(rows=1, width=2256, predicted=2256, number=29)
+    alone = Batch(2256, 2256, 32, answers=1, answer_tokens=2000, prompts=1, prompt_tokens=256)
+    assert largest_batch(stage, long, machine) == alone
     # Padded: rows of 256 + 48, three of which fit in 1,000; 32 rows make 11 micro-batches.
     padded = machine.model_copy(update={"packing": False})
-    assert largest_batch(stage, data, padded) == Batch(rows=3, width=304, predicted=912, number=11)
+    assert largest_batch(stage, data, padded) == Batch.padded(rows=3, width=304, predicted=912, number=11)
+    alone = Batch.padded(rows=1, width=2256, predicted=2256, number=32)
+    assert largest_batch(stage, long, padded) == alone
 
 
 def polar_memory(name: str, engine: str = "transformers", **discriminator: Any) -> Any:
@@ -244,9 +284,11 @@ def test_a_forward_of_polar_takes_within_15_percent_of_the_estimate(dtype: str, 
         for row in range(rows)
         for answer in range(answers)
     ]
-    expected = polar_scoring(
-        found, Batch(rows=rows, width=(1 + answers) * width, predicted=0, number=1), size=BYTES[dtype], masked=True
-    )
+    batch = Batch(
+        rows * (1 + answers) * width, 0, 1, answers=rows * answers, answer_tokens=width, prompts=rows,
+        prompt_tokens=width,
+    )  # fmt: skip
+    expected = polar_scoring(found, batch, size=BYTES[dtype], on_gpu=False)
     assert peak_bytes(lambda: engine.scores(sequences)) == pytest.approx(expected, rel=0.15)
 
 
@@ -366,8 +408,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-# Of every model one, of both types, with and without checkpointing, packed and padded; the bench measures all of them.
-SLOW = [pytest.param(CASES[index], marks=pytest.mark.slow) for index in (5, 10, 15, 18, 20)]
+# Of every model one, of both types, with and without checkpointing, packed and padded, with short and long answers; the
+# bench measures all of them.
+SLOW = [pytest.param(CASES[index], marks=pytest.mark.slow) for index in (5, 10, 15, 18, 20, 24, 25)]
 
 
 @pytest.mark.parametrize("case", [CASES[0], *SLOW], ids=str)

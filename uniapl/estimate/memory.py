@@ -8,7 +8,6 @@ libraries, and what an allocator keeps beyond the tensors. Imports nothing heavy
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,37 +23,20 @@ from uniapl.config import (
     StageSpec,
     Study,
 )
+from uniapl.estimate.batches import PROMPT_TOKENS, Attended, Batch, largest_batch, polar_batch
 from uniapl.plan import Plan
 from uniapl.shapes import Shape, find_polar_shape, find_shape
 
 FLOAT32 = 4
 BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
-PROMPT_TOKENS = 256  # assumed of a long prompt
 VLLM_GPU_SHARE = 0.35  # GPU_MEMORY_SHARE of sampler_vllm.py, which cannot be imported here; a test compares them
+PRODUCTS_BYTES = 64 * 2**20  # of attention.py, as above
 GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
 REENCODED_TOKENS = 64  # of POLAR's text beyond max_length: what was cut is read again, in a few tokens more
 HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
-TOKEN_BYTES = 6 * 8 + 7 * FLOAT32  # of a micro-batch: ids, positions, places, targets (int64), weights and advantages
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The largest micro-batch of a step, and how many of them a rank lays out at once."""
-
-    rows: int
-    width: int  # positions of a row
-    predicted: int  # completion tokens, whose logits are computed
-    number: int
-
-    @property
-    def positions(self) -> int:
-        """Positions of the micro-batch, padding counted."""
-        return self.rows * self.width
-
-    @property
-    def mask(self) -> int:
-        """Elements of the attention mask: every position against every position of its row."""
-        return self.rows * self.width**2
+# Of a micro-batch. A token: ids, positions, places, targets, slots or mask (int64), weights and advantages. A slot of a
+# packed one: its position, and whether it is used.
+TOKEN_BYTES, SLOT_BYTES = 5 * 8 + 7 * FLOAT32, 8 + 1
 
 
 @dataclass(frozen=True)
@@ -126,36 +108,58 @@ class Memory:
         return max(self.total, self.sampler.least_gpu)
 
 
-def largest_batch(stage: StageSpec, data: DataSpec, machine: MachineSpec) -> Batch:
-    """The largest micro-batch that a stage's steps can have; every position is taken to predict a token."""
-    longest = PROMPT_TOKENS + data.max_new_tokens
-    answers = stage.rollouts_per_prompt if machine.packing and stage.draws_rollouts else 1
-    most = PROMPT_TOKENS + answers * data.max_new_tokens
-    width = max(longest, min(machine.micro_batch_tokens, most))
-    rows = max(1, machine.micro_batch_tokens // width)
-    tokens = stage.demonstrations_per_step * longest if stage.draws_demonstrations else 0
-    if stage.draws_rollouts:
-        alone = stage.rollouts_per_prompt // answers  # rows of a prompt
-        tokens += stage.prompts_per_step * alone * most
-    number = math.ceil(tokens / (rows * width) / machine.ranks)
-    return Batch(rows=rows, width=width, predicted=rows * width, number=number)
+def laid_out_bytes(batch: Batch) -> int:
+    """Bytes of a laid out micro-batch; packed, most of them are its masks."""
+    packed = batch.pairs + batch.slots * SLOT_BYTES + batch.answers * batch.prompts * FLOAT32 if batch.prompts else 0
+    return batch.positions * TOKEN_BYTES + packed
 
 
-def saved_by_layer(shape: Shape, batch: Batch, *, compute: int) -> int:
+def by_products(shape: Shape, call: Attended, batch: Batch, *, on_gpu: bool) -> bool:
+    """True where scores are products that are kept whole; else a fused kernel computes them by blocks."""
+    return bool(batch.prompts) and not on_gpu and FLOAT32 * shape.heads * call.pairs <= PRODUCTS_BYTES
+
+
+def saved_by_attention(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) -> int:
+    """Bytes that autograd saves between the queries, keys and values of a layer and its attention's output.
+
+    Of products: queries, keys and values in the order of the calls, and the shares, as float32 and as they are
+    multiplied. Of a fused kernel: queries, keys and values repeated for every head, output, log-sum-exp by head, and
+    the mask as numbers to add.
+    """
+    saved = batch.positions * shape.queries * compute  # the output
+    fused = False
+    for call in batch.attended:
+        keys, queries = call.n * call.k, call.n * call.q
+        if by_products(shape, call, batch, on_gpu=on_gpu):
+            if call.n == 1 and call.q == call.k:  # a single prompt's are not copied: what holds all slots' is kept
+                keys = batch.slots
+            saved += (queries * shape.queries + 2 * keys * shape.keys) * compute
+            saved += shape.heads * call.pairs * (FLOAT32 if compute == FLOAT32 else FLOAT32 + compute)
+        else:
+            saved += 2 * keys * shape.queries * compute + queries * shape.heads * FLOAT32 + call.pairs * compute
+            saved += queries * shape.queries * compute if batch.prompts else 0  # the output in the order of the calls
+            fused = True
+    if fused:
+        saved += batch.slots * shape.queries * compute
+    if compute < FLOAT32:  # which prompt is each answer's, as numbers; for the keys and for the values
+        saved += 2 * batch.answers * batch.prompts * compute
+    return saved
+
+
+def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) -> int:
     """Bytes that autograd saves of one decoder layer; `compute` is an element's size in the matrix products.
 
     The residual stream is float32. Where the products are not, autocast casts each matrix's own input.
     """
     inputs = 2 if compute == FLOAT32 else 5  # of q, k and v, and of gate and up
     norms = 2 * shape.hidden * 2 * FLOAT32  # what each norm normalises, and the result before its weight
-    statistics = FLOAT32 * (2 + shape.heads)  # a norm's 1/rms; the attention's log-sum-exp by head
+    statistics = 2 * FLOAT32  # a norm's 1/rms
     if shape.head_norms:
         norms += (shape.queries + shape.keys) * (FLOAT32 + compute)
         statistics += FLOAT32 * (shape.heads + shape.kv_heads)
-    attention = 4 * shape.queries * compute  # queries, keys and values repeated for every head, output
     mlp = 4 * shape.intermediate * compute  # gate, silu(gate), up, their product
-    by_position = norms + statistics + inputs * shape.hidden * compute + attention + mlp
-    return batch.positions * by_position + batch.mask * compute  # the mask as numbers to add, made by every layer
+    by_position = norms + statistics + inputs * shape.hidden * compute + mlp
+    return batch.positions * by_position + saved_by_attention(shape, batch, compute=compute, on_gpu=on_gpu)
 
 
 def logits_buffers(shape: Shape, *, predicted: int, logits_bytes: int, compute: int) -> tuple[int, int]:
@@ -170,18 +174,19 @@ def logits_buffers(shape: Shape, *, predicted: int, logits_bytes: int, compute: 
 
 
 def moments(
-    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int
-) -> tuple[Moment, ...]:
+    shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
+    on_gpu: bool,
+) -> tuple[Moment, ...]:  # fmt: skip
     """The moments of an update at which its memory can be highest."""
     size, tokens = BYTES[compute], batch.positions
-    by_layer = saved_by_layer(shape, batch, compute=size)
+    by_layer = saved_by_layer(shape, batch, compute=size, on_gpu=on_gpu)
     states = tokens * shape.hidden * FLOAT32  # a layer's input or output, or its gradient
     rotary = 2 * tokens * shape.head_dim * FLOAT32  # cos and sin, shared by the layers
     final = 2 * states  # the last norm's input, and the result before its weight
     picked = batch.predicted * shape.hidden  # elements of the hidden states that predict
-    masks = batch.number * (batch.mask + batch.positions * TOKEN_BYTES)  # bool, of all micro-batches of the step
+    laid_out = batch.number * laid_out_bytes(batch)
     by_layers = shape.layers * (states if activation_checkpointing else by_layer)
-    kept = by_layers + rotary + final + picked * size + masks
+    kept = by_layers + rotary + final + picked * size + laid_out
     again = by_layer if activation_checkpointing else 0  # one layer's activations, computed again in its backward
     # The first steps of a layer's backward: gradients of the product, of silu and of up; or the first of them and a
     # weight's gradient, in the compute type and in float32.
@@ -211,7 +216,7 @@ def moments(
         Moment("logits", in_forward, kept + states + picked * FLOAT32, forward_blocks),
         Moment("gradient of the logits", in_backward, kept + picked * (FLOAT32 + size), backward_blocks + head),
         Moment("backward of the last layer", in_layer, kept + again + backward, waiting),
-        Moment("gradient of the embedding", at_end, masks + states, waiting + head),
+        Moment("gradient of the embedding", at_end, laid_out + states, waiting + head),
     )
 
 
@@ -244,8 +249,9 @@ def sampler_memory(
 
 
 def discriminator_memory(
-    spec: DiscriminatorSpec, shape: Shape, stage: StageSpec, data: DataSpec, *, machine: MachineSpec, compute: str
-) -> DiscriminatorMemory:
+    spec: DiscriminatorSpec, shape: Shape, stage: StageSpec, data: DataSpec, *, machine: MachineSpec, compute: str,
+    on_gpu: bool,
+) -> DiscriminatorMemory:  # fmt: skip
     """What the discriminator needs on a rank; `shape` is the base model's. Nothing for a POLAR of unknown shape."""
     if isinstance(spec, FeaturesSpec):
         layers = min(spec.layer, shape.layers) * shape.layer_parameters
@@ -257,9 +263,10 @@ def discriminator_memory(
     weights = size * polar.parameters + FLOAT32 * polar.hidden
     if machine.discriminator_engine == "vllm":
         cache = polar_cache_bytes(polar, spec)
-        in_layer = polar_scoring(polar, Batch(1, spec.micro_batch_tokens, 0, 1), size=size, masked=False)
+        in_attention = (3 * polar.queries + 2 * polar.keys) * spec.micro_batch_tokens * size
+        in_layer = scoring_layer(polar, spec.micro_batch_tokens, size=size, in_attention=in_attention)
         return DiscriminatorMemory(weights + cache, in_layer)
-    return DiscriminatorMemory(weights, polar_scoring(polar, polar_batch(spec, stage, data), size=size, masked=True))
+    return DiscriminatorMemory(weights, polar_scoring(polar, polar_batch(spec, stage, data), size=size, on_gpu=on_gpu))
 
 
 def polar_cache_bytes(shape: Shape, spec: PolarSpec) -> int:
@@ -268,36 +275,48 @@ def polar_cache_bytes(shape: Shape, spec: PolarSpec) -> int:
     return int(1.1 * 2 * shape.layers * shape.keys * BYTES[spec.dtype] * tokens) + 2**20
 
 
-def polar_batch(spec: PolarSpec, stage: StageSpec, data: DataSpec) -> Batch:
-    """POLAR's largest micro-batch: rows of a prompt with its reference and, for each answer, prompt and answer."""
-    part = PROMPT_TOKENS + min(data.max_new_tokens, spec.max_response_length)
-    width = max(2 * part, min(spec.micro_batch_tokens, (1 + stage.rollouts_per_prompt) * part))
-    rows = max(1, min(spec.micro_batch_tokens // width, stage.prompts_per_step))
-    return Batch(rows=rows, width=width, predicted=0, number=1)
+def scoring_layer(shape: Shape, positions: int, *, size: int, in_attention: int) -> int:
+    """Bytes beside the weights while a decoder layer runs without a backward: in its attention or in its MLP.
 
-
-def polar_scoring(shape: Shape, batch: Batch, *, size: int, masked: bool) -> int:
-    """Bytes beside the weights while a decoder layer runs without a backward: in its attention or in its MLP."""
+    `in_attention` are those that its attention takes beyond the layer's own queries, keys and values.
+    """
     states = 4 * shape.hidden  # embeddings, the layer's input, the residual stream, and what was normalised of it
-    attention = states + 4 * shape.queries + 2 * shape.keys  # queries, keys and values for every head, output
-    mlp = states + 3 * shape.intermediate  # silu(gate), up, their product
-    mask, as_numbers = (batch.mask, batch.mask * size) if masked else (0, 0)
-    rotary = 2 * shape.head_dim
-    by_position = batch.positions * size
-    in_layer = max(by_position * attention + as_numbers, by_position * mlp)
-    return in_layer + by_position * rotary + mask
+    attention = positions * (states + shape.queries + 2 * shape.keys) * size + in_attention
+    mlp = positions * (states + 3 * shape.intermediate) * size  # silu(gate), up, their product
+    rotary = positions * 2 * shape.head_dim * size
+    return max(attention, mlp) + rotary
+
+
+def polar_scoring(shape: Shape, batch: Batch, *, size: int, on_gpu: bool) -> int:
+    """Bytes beside the weights while POLAR scores a packed micro-batch."""
+    rows = batch.slots * (shape.queries + 2 * shape.keys) * size  # in the order of the calls
+    outputs = batch.slots * shape.queries * size
+    answers = batch.attended[-1]
+    # Keys and values of each answer with its prompt's, and the prompts' values by answer, from which they were joined.
+    joined = answers.n * (2 * answers.k + batch.prompt_tokens) * shape.keys * size
+    calls = []
+    for call in batch.attended:
+        queries, scores = call.n * call.q * shape.queries * size, shape.heads * call.pairs
+        if by_products(shape, call, batch, on_gpu=on_gpu):  # scores, masked scores and shares; queries by group
+            calls.append(queries + 3 * FLOAT32 * scores)
+        else:  # keys and values for every head, output, the mask as numbers
+            calls.append(queries + 2 * call.n * call.k * shape.queries * size + call.pairs * size)
+    in_order = outputs + batch.positions * shape.queries * size  # outputs end to end, then in the row's order
+    in_attention = rows + max(calls[0], joined + outputs + max(calls[-1], in_order))
+    in_layer = scoring_layer(shape, batch.positions, size=size, in_attention=in_attention)
+    return in_layer + laid_out_bytes(batch)
 
 
 def rank_memory(
     shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
-    sampler: SamplerMemory, discriminator: DiscriminatorMemory,
+    on_gpu: bool, sampler: SamplerMemory, discriminator: DiscriminatorMemory,
 ) -> Memory:  # fmt: skip
     """What one of the ranks needs to train a model with this largest micro-batch."""
     size, all_weights = BYTES[compute], FLOAT32 * shape.parameters
     highest = max(
         moments(
             shape, batch, compute=compute, ranks=ranks, activation_checkpointing=activation_checkpointing,
-            logits_bytes=logits_bytes,
+            logits_bytes=logits_bytes, on_gpu=on_gpu,
         ),
         key=lambda moment: moment.total,
     )  # fmt: skip
@@ -332,6 +351,7 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
             ranks=study.machine.ranks,
             activation_checkpointing=study.machine.activation_checkpointing,
             logits_bytes=study.machine.logits_bytes,
+            on_gpu=gpu_bytes is not None,
             sampler=sampler_memory(
                 shape,
                 study.sampler,
@@ -348,6 +368,7 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
                 study.data,
                 machine=study.machine,
                 compute=config["compute"],
+                on_gpu=gpu_bytes is not None,
             ),
         )
         needs.append((stage.name, memory))

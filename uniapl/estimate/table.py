@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from uniapl.config import ConfigError, FeaturesSpec, ModelSpec
+from uniapl.estimate.batches import PROMPT_TOKENS
 from uniapl.estimate.memory import (
     GPU_RESERVE,
     HOST_SHARE,
-    PROMPT_TOKENS,
     VLLM_GPU_SHARE,
     Memory,
     gib,
