@@ -30,7 +30,7 @@ from uniapl.shapes import Shape, find_polar_shape, find_shape
 FLOAT32 = 4
 BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
 VLLM_GPU_SHARE = 0.35  # GPU_MEMORY_SHARE of sampler_vllm.py, which cannot be imported here; a test compares them
-PRODUCTS_BYTES = 64 * 2**20  # of attention.py, as above
+PRODUCTS_BYTES = 32 * 2**20  # of attention.py, as above
 GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
 REENCODED_TOKENS = 64  # of POLAR's text beyond max_length: what was cut is read again, in a few tokens more
 HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
