@@ -28,9 +28,10 @@ from bench.memory import peak_bytes
 from tests.unit.tiny_polar import write_checkpoint
 from uniapl import attention, sampler_vllm
 from uniapl.attention import decoder_states
-from uniapl.batch import layout
+from uniapl.batch import SLOTS_A_TOKEN, layout
 from uniapl.cli import app
 from uniapl.config import ConfigError, DataSpec, MachineSpec, StageSpec
+from uniapl.estimate import batches
 from uniapl.estimate import memory as memory_model
 from uniapl.estimate.batches import Batch, largest_batch
 from uniapl.estimate.memory import (
@@ -164,8 +165,9 @@ def test_a_layer_saves_for_its_backward_exactly_what_the_formula_says(
     assert saved_by_layer(found, batch, compute=4 if weights == "float32" else 2, on_gpu=False) + casts == by_layer
 
 
-def test_products_give_way_to_the_fused_kernel_at_the_size_that_the_attention_says():
+def test_what_bounds_attention_is_what_the_code_says_that_cannot_be_imported_there():
     assert memory_model.PRODUCTS_BYTES == attention.PRODUCTS_BYTES
+    assert batches.SLOTS_A_TOKEN == SLOTS_A_TOKEN
 
 
 def test_state_is_16_bytes_a_parameter_and_2_of_the_reference_and_is_shared_by_the_ranks():
@@ -208,6 +210,10 @@ def test_the_largest_micro_batch_is_as_full_as_the_settings_allow():
     long = DataSpec.model_validate(data.model_dump() | {"max_new_tokens": 2000})
     alone = Batch(2256, 2256, 32, answers=1, answer_tokens=2000, prompts=1, prompt_tokens=256)
     assert largest_batch(stage, long, machine) == alone
+    # A prompt and 8 answers of 400 are 3,456; in 1,000, 8 shorter ones share the 2,000 slots less the prompt's 256.
+    wide = DataSpec.model_validate(data.model_dump() | {"max_new_tokens": 400})
+    packed = Batch(1000, 1000, 14, answers=8, answer_tokens=218, prompts=1, prompt_tokens=256)
+    assert largest_batch(stage, wide, machine) == packed
     # Padded: rows of 256 + 48, three of which fit in 1,000; 32 rows make 11 micro-batches.
     padded = machine.model_copy(update={"packing": False})
     assert largest_batch(stage, data, padded) == Batch.padded(rows=3, width=304, predicted=912, number=11)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from uniapl.config import DataSpec, MachineSpec, PolarSpec, StageSpec
 
 PROMPT_TOKENS = 256  # assumed of a long prompt
+SLOTS_A_TOKEN = 2  # of batch.py, which cannot be imported here; a test compares them
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Batch:
 def largest_batch(stage: StageSpec, data: DataSpec, machine: MachineSpec) -> Batch:
     """The largest micro-batch that a stage's steps can have; every position is taken to predict a token.
 
-    Packed, it is full, an answer of it is as long as answers may be, and so all others have slots for as many tokens.
+    Packed, it is full, one of its answers is as long as answers may be, and all others have slots for as many tokens;
+    or for fewer, where that would be more slots than a micro-batch may have.
     """
     longest = PROMPT_TOKENS + data.max_new_tokens
     positions = max(longest, machine.micro_batch_tokens)
@@ -81,9 +83,10 @@ def largest_batch(stage: StageSpec, data: DataSpec, machine: MachineSpec) -> Bat
     number, rows = math.ceil(tokens / positions / machine.ranks), math.ceil(positions / row)
     if not machine.packing:
         return Batch.padded(rows=rows, width=row, predicted=positions, number=number)
+    bound = (SLOTS_A_TOKEN * positions - rows * PROMPT_TOKENS) // (rows * together)
     return Batch(
-        positions, positions, number, answers=rows * together, answer_tokens=data.max_new_tokens, prompts=rows,
-        prompt_tokens=PROMPT_TOKENS,
+        positions, positions, number, answers=rows * together, answer_tokens=min(data.max_new_tokens, bound),
+        prompts=rows, prompt_tokens=PROMPT_TOKENS,
     )  # fmt: skip
 
 

@@ -297,8 +297,9 @@ def polar_scoring(shape: Shape, batch: Batch, *, size: int, on_gpu: bool) -> int
     calls = []
     for call in batch.attended:
         queries, scores = call.n * call.q * shape.queries * size, shape.heads * call.pairs
-        if by_products(shape, call, batch, on_gpu=on_gpu):  # scores, masked scores and shares; queries by group
-            calls.append(queries + 3 * FLOAT32 * scores)
+        if by_products(shape, call, batch, on_gpu=on_gpu):  # scores and shares, also cast; queries by group; the mask
+            of_score = 2 * FLOAT32 + (size if size < FLOAT32 else 0)
+            calls.append(queries + of_score * scores + call.pairs * FLOAT32)
         else:  # keys and values for every head, output, the mask as numbers
             calls.append(queries + 2 * call.n * call.k * shape.queries * size + call.pairs * size)
     in_order = outputs + batch.positions * shape.queries * size  # outputs end to end, then in the row's order
