@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from uniapl.batch import MicroBatch
 
 NAME = "sdpa_by_document"  # transformers refuses what has "sdpa" in its name for models that cannot have it
-PRODUCTS_BYTES = (
-    32 * 2**20
-)  # of scores in float32 that a CPU keeps for the backward, with their cast: 1.5 times as much
+# Of scores in float32 that a CPU keeps for the backward, with their cast: 1.5 times as much.
+PRODUCTS_BYTES = 32 * 2**20
 
 
 class Documents(NamedTuple):
@@ -47,15 +46,14 @@ class Documents(NamedTuple):
     ) -> Documents:
         """Lengths of prompts, and of each prompt's answers, which stand behind it in the row. No prompt is empty."""
         lengths_N = [length for of_prompt in answers for length in of_prompt]
-        places = [(b, n) for b, of_prompt in enumerate(answers) for n in range(len(of_prompt))]
         width, most = max(prompts), max(lengths_N, default=0)
-        slots = []
-        n = 0
+        slots: list[Tensor] = []
+        prompt_of: list[int] = []
         for b, prompt in enumerate(prompts):
             slots.append(b * width + torch.arange(prompt))
             for length in answers[b]:
-                slots.append(len(prompts) * width + n * most + torch.arange(length))
-                n += 1
+                slots.append(len(prompts) * width + len(prompt_of) * most + torch.arange(length))
+                prompt_of.append(b)
         slots_S = torch.cat(slots)
         num_slots = len(prompts) * width + len(lengths_N) * most
         positions = torch.zeros(num_slots, dtype=torch.long)
@@ -64,7 +62,7 @@ class Documents(NamedTuple):
         used[slots_S] = True
         # On the device from here: on the host, masks of long answers take longer to make than the forward takes.
         positions, used, slots_S = positions.to(device), used.to(device), slots_S.to(device)
-        prompt_of_N = torch.tensor([b for b, _ in places], dtype=torch.long, device=device)
+        prompt_of_N = torch.tensor(prompt_of, dtype=torch.long, device=device)
         prompts_used_BP, answers_used_NA = used.split([len(prompts) * width, len(lengths_N) * most])
         prompts_used_BP = prompts_used_BP.view(len(prompts), width)
         answers_used_NA = answers_used_NA.view(len(lengths_N), most)
@@ -96,8 +94,9 @@ def attend_by_document(decoder: Any) -> None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
     if getattr(config, "sliding_window", None):
         kinds.add("sliding_window")
-    with suppress(ValueError):
-        decoder.set_attn_implementation(NAME)
+    if not kinds:  # else it stays as it is, so that it is refused again
+        with suppress(ValueError):
+            decoder.set_attn_implementation(NAME)
     if kinds or config._attn_implementation != NAME:
         what = f"has {', '.join(sorted(kinds))}" if kinds else "has an attention of its own"
         raise ValueError(

@@ -33,9 +33,8 @@ from uniapl.records import TokenSequence
 if TYPE_CHECKING:  # an update needs torch and transformers alone
     from uniapl.config import Coefficient, MachineSpec, StageSpec, TrainSpec
 
-MOST_GRAPHS = (
-    64  # of a compiled layer, before PyTorch would go on without compiling: with and without gradient, by size
-)
+# Of a compiled layer, before PyTorch would go on without compiling: with and without gradient, by size.
+MOST_GRAPHS = 64
 
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
