@@ -181,7 +181,9 @@ def test_two_ranks_train_with_a_server(setting: Setting, url: str, tmp_path: Pat
 def test_two_ranks_train_with_one_vllm_that_they_share(setting: Setting, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     # 3 prompts on 2 ranks: unequal shares of the requests that both give to the engine.
-    trained(make_run(tmp_path, setting, "vllm"), {"ranks": 2, "tensor_parallel": 2})
+    run = make_run(tmp_path, setting, "vllm")
+    trained(run, {"ranks": 2, "tensor_parallel": 2})
+    assert read_manifest(run.directory)["sampler"] == "vllm"
 
 
 def test_a_server_that_does_not_answer_is_one_line_before_anything_is_trained(setting: Setting, tmp_path: Path) -> None:

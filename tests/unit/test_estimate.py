@@ -343,7 +343,9 @@ def test_without_gpus_all_ranks_share_the_hosts_memory():
 
 
 def test_a_model_of_unknown_shape_is_left_to_the_stage_that_makes_it():
-    refuse_too_large(a_plan(models="someone/something"), gpus=[], host_bytes=1)
+    plan = a_plan(models="someone/something")
+    assert largest_need(plan, plan.study.models[0], gpu_bytes=None) is None
+    refuse_too_large(plan, gpus=[], host_bytes=1)
 
 
 def command(*words: str) -> Any:
