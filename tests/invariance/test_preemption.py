@@ -45,7 +45,8 @@ def test_sigterm_in_the_middle_of_an_update_saves_the_step_before_within_a_minut
         "train": study.train.model_dump(), "data": data, "compute": resolve_compute("auto"),
         "sampler": study.sampler.model_dump() | {"kind": resolve_kind(study.sampler, study.machine)},
     }  # fmt: skip
-    run = Run(tmp_path, laptop, stage, config=config, micro_batch_tokens=study.machine.micro_batch_tokens)
+    # Many micro-batches, so that the update goes on for long enough to be met in its middle on a busy machine.
+    run = Run(tmp_path, laptop, stage, config=config, micro_batch_tokens=256)
     with start(run, ranks=1) as process:
         while process.poll() is None and not doing(run).startswith("step 2: update, micro-batch 2"):
             time.sleep(0.02)
