@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from bench.memory import peak_bytes
 from uniapl import distributed, models
-from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
+from uniapl.config import KEPT_LOGITS_BYTES, MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.distributed import ALONE, Ranks
 from uniapl.estimate.batches import Batch
 from uniapl.estimate.memory import DiscriminatorMemory, Memory, SamplerMemory, rank_memory
@@ -62,6 +62,7 @@ class Case:
     micro_batch_tokens: int = 512
     ranks: int = 1
     answer_tokens: int = ANSWER_TOKENS
+    kept_logits_bytes: int = KEPT_LOGITS_BYTES
 
 
 CASES = [
@@ -77,6 +78,8 @@ CASES = [
     Case("random_30m", micro_batch_tokens=2048, answer_tokens=500),
     Case("random_30m", "bfloat16", True, micro_batch_tokens=2048, answer_tokens=500),
     Case("random_30m", "bfloat16", micro_batch_tokens=3072, answer_tokens=1000),
+    Case("smollm2_135m", kept_logits_bytes=0),
+    Case("smollm2_135m", "bfloat16", kept_logits_bytes=0),
     Case("random_30m", ranks=2),
     Case("random_30m", "bfloat16", ranks=2),
     Case("random_30m", "bfloat16", True, ranks=2),
@@ -145,7 +148,8 @@ def estimated(case: Case) -> Memory:
         )  # fmt: skip
     return rank_memory(
         shape, batch, compute=case.compute, ranks=case.ranks, activation_checkpointing=case.activation_checkpointing,
-        logits_bytes=LOGITS_BYTES, on_gpu=False, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
+        logits_bytes=LOGITS_BYTES, kept_logits_bytes=case.kept_logits_bytes, on_gpu=False,
+        sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 
@@ -165,6 +169,7 @@ def measured(case: Case, directory: Path, ranks: Ranks = ALONE) -> dict[str, int
     machine = {
         "ranks": case.ranks, "activation_checkpointing": case.activation_checkpointing, "logits_bytes": LOGITS_BYTES,
         "micro_batch_tokens": case.micro_batch_tokens, "packing": case.packing,
+        "kept_logits_bytes": case.kept_logits_bytes,
     }  # fmt: skip
     policy = open_policy(
         directory, directory, settings, stage, max_new_tokens=case.answer_tokens, compute=case.compute, ranks=ranks,
@@ -225,6 +230,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         total, estimate = row["measured"]["total"], row["estimated"]
         layout = f"{'packed' if row['packing'] else 'padded'}, {row['micro_batch_tokens']}"
         layout += f", answers of {row['answer_tokens']}" if row["answer_tokens"] != ANSWER_TOKENS else ""
+        layout += "" if row["kept_logits_bytes"] else ", no logits kept"
         cells = [
             row["model"], row["compute"], "yes" if row["activation_checkpointing"] else "no", layout, row["ranks"],
             f"{total / 1e6:,.0f}", f"{estimate / 1e6:,.0f}", f"{100 * (estimate / total - 1):+.1f}%",

@@ -71,7 +71,7 @@ def machine_settings(
     """What an update reads of MachineSpec, without pydantic."""
     return SimpleNamespace(
         activation_checkpointing=activation_checkpointing, compile=compiled, logits_bytes=128 * 2**20,
-        micro_batch_tokens=micro_batch_tokens, packing=packing,
+        kept_logits_bytes=0, micro_batch_tokens=micro_batch_tokens, packing=packing,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> None:
-    """What a side does. Changes, for one update: fields of Policy, `products_bytes` of attention, `flat_groups`."""
+    """What a side does. Changes, for one update: fields of Policy, `products_bytes`, `cast_once`, `flat_groups`."""
     import torch
 
     from uniapl import attention
@@ -27,11 +27,18 @@ def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> 
         work.model, work.model, settings, stage, max_new_tokens=work.sizes["new_tokens"], compute=work.compute,
         machine=work.study.machine.model_copy(update={"compile": compiled}),
     )  # fmt: skip
-    own = {name: getattr(policy, name) for name in ("packing", "micro_batch_tokens", "logits_bytes")}
-    own |= {"products_bytes": attention.PRODUCTS_BYTES, "flat_groups": 0}
+    own = {
+        name: getattr(policy, name) for name in ("packing", "micro_batch_tokens", "logits_bytes", "kept_logits_bytes")
+    }
+    own |= {"products_bytes": attention.PRODUCTS_BYTES, "cast_once": True, "flat_groups": 0}
+    blocks = [module for module in policy.model.modules() if module._forward_pre_hooks]  # those that cast once
+    hooks = [block._forward_pre_hooks for block in blocks]
     for _ in itertools.count():
         values = own | wait()
         attention.PRODUCTS_BYTES = values.pop("products_bytes")
+        cast_once = values.pop("cast_once")
+        for block, own_hooks in zip(blocks, hooks, strict=True):
+            block._forward_pre_hooks = own_hooks if cast_once else type(own_hooks)()
         sequences = make_sequences(work, policy.tokenizer, flat_groups=values.pop("flat_groups"))
         for name, value in values.items():
             setattr(policy, name, value)

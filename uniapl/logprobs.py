@@ -1,4 +1,7 @@
-"""Per-token log-probabilities and entropy of completions, block by block of the vocabulary: logits never exist whole.
+"""Per-token log-probabilities and entropy of completions, block by block of the vocabulary.
+
+Float32 logits never exist whole. Those in the products' type are kept for the backward where they are few, and
+otherwise computed again.
 
 Measured (docs/measurements/logprobs_cpu.json): at 8,192 tokens of Qwen3's 151,936 words forward and backward take 269
 MB at width 1,024 in float32 and 290 MB at 2,560 in bfloat16, beside the two gradients that are returned. PyTorch's own
@@ -47,38 +50,46 @@ class _Sums(NamedTuple):
 
 
 class _BlockwiseLogprobs(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[target] and entropy; a block's logits are computed again in the backward.
+    """log softmax(h W^T / temperature)[target] and entropy.
 
     Suffix W: the words of one block of the head. Between forward and backward stay the hidden states in the product's
-    type, log Z, and the head itself: under FSDP2 the gathered parameter, which must not be copied.
+    type, log Z, the blocks' products if `keep`, and the head itself: under FSDP2 the gathered parameter, which must not
+    be copied.
     """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor,
-        words: int, temperature: float, product: torch.dtype,
+        words: int, temperature: float, product: torch.dtype, keep: bool,
     ) -> Any:  # fmt: skip
         hidden_dtype, hidden_TD = hidden_TD.dtype, hidden_TD.to(product)
-        sums = _Sums.of_no_words(targets_T)
+        sums, kept = _Sums.of_no_words(targets_T), []
         for start in range(0, len(head_VD), words):
-            block_WD = head_VD[start : start + words].to(product)
-            sums = sums.and_block(_logits(hidden_TD, block_WD, temperature), targets_T, start)
+            products_TW = hidden_TD @ head_VD[start : start + words].to(product).T
+            if keep:
+                kept.append(products_TW)
+            logits_TW = _logits(products_TW, temperature, keep=keep)
+            del products_TW  # before the exponentials
+            sums = sums.and_block(logits_TW, targets_T, start)
+            del logits_TW
         log_sum_T = sums.sum_T.log()
         normalizer_T, entropy_T = sums.maximum_T + log_sum_T, log_sum_T - sums.weighted_T / sums.sum_T
-        ctx.save_for_backward(hidden_TD, head_VD, targets_T, normalizer_T)
+        ctx.save_for_backward(hidden_TD, head_VD, targets_T, normalizer_T, *kept)
         ctx.words, ctx.temperature, ctx.hidden_dtype = words, temperature, hidden_dtype
         ctx.mark_non_differentiable(entropy_T)
         return sums.chosen_T - normalizer_T, entropy_T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        hidden_TD, head_VD, targets_T, normalizer_T = ctx.saved_tensors
+        hidden_TD, head_VD, targets_T, normalizer_T, *kept = ctx.saved_tensors
         upstream_T = gradients[0] / ctx.temperature
         hidden_gradient_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
         head_gradient_VD = torch.empty_like(head_VD) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(head_VD), ctx.words):
+        for number, start in enumerate(range(0, len(head_VD), ctx.words)):
             block_WD = head_VD[start : start + ctx.words].to(hidden_TD.dtype)
-            logits_TW = _logits(hidden_TD, block_WD, ctx.temperature)
+            products_TW = kept[number] if kept else hidden_TD @ block_WD.T
+            logits_TW = _logits(products_TW, ctx.temperature, keep=bool(kept))
+            del products_TW
             inside_T, index_T = _places(targets_T, start, len(block_WD))
             logits_TW.sub_(normalizer_T[:, None]).exp_().mul_(-upstream_T[:, None])  # in place: large
             logits_TW.scatter_add_(1, index_T[:, None], torch.where(inside_T, upstream_T, 0.0)[:, None])
@@ -92,12 +103,12 @@ class _BlockwiseLogprobs(torch.autograd.Function):
                 else:
                     rows_WD.copy_(gradient_TW.T @ hidden_TD)
             del gradient_TW  # before the next block's logits
-        return hidden_gradient_TD.to(ctx.hidden_dtype), head_gradient_VD, None, None, None, None
+        return hidden_gradient_TD.to(ctx.hidden_dtype), head_gradient_VD, None, None, None, None, None
 
 
-def _logits(hidden_TD: Tensor, block_WD: Tensor, temperature: float) -> Tensor:
-    """A block's logits in float32."""
-    return (hidden_TD @ block_WD.T).float().div_(temperature)
+def _logits(products_TW: Tensor, temperature: float, *, keep: bool) -> Tensor:
+    """A block's logits in float32, which may be overwritten."""
+    return products_TW.to(torch.float32, copy=keep).div_(temperature)
 
 
 def _places(targets_T: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
@@ -107,22 +118,30 @@ def _places(targets_T: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
 
 
 def chunked_logprobs(
-    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *, logits_bytes: int, temperature: float
-) -> tuple[Tensor, Tensor]:
+    hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, *, logits_bytes: int, kept_logits_bytes: int = 0,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probabilities of the targets (differentiable) and entropies (not), float32 [T], nats.
 
     Blocks have as many words as `logits_bytes` of float32 logits hold, at least one. The matrix products run in
     autocast's type where that is on, else in the hidden states', in the backward as in the forward; softmax and sums
-    in float32.
+    in float32. Products of at most `kept_logits_bytes` in all are kept for the backward; nothing else depends on that.
     """
     device = hidden_TD.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
     words = min(len(head_VD), max(1, logits_bytes // (4 * max(1, len(hidden_TD)))))
-    return _BlockwiseLogprobs.apply(hidden_TD, head_VD, targets_T, words, temperature, product)  # type: ignore[no-any-return]
+    needed = len(hidden_TD) * len(head_VD) * product.itemsize
+    keep = torch.is_grad_enabled() and needed <= kept_logits_bytes
+    return _BlockwiseLogprobs.apply(hidden_TD, head_VD, targets_T, words, temperature, product, keep)  # type: ignore[no-any-return]
 
 
-def completion_logprobs(model: Any, micro: MicroBatch, logits_bytes: int, temperature: float) -> tuple[Tensor, Tensor]:
+def completion_logprobs(
+    model: Any, micro: MicroBatch, logits_bytes: int, kept_logits_bytes: int, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of a micro-batch's completion tokens, [T] each, in the micro-batch's order."""
     hidden_TD = decoder_states(model.get_decoder(), micro)
     head_VD = model.get_output_embeddings().weight
-    return chunked_logprobs(hidden_TD, head_VD, micro.targets_T, logits_bytes=logits_bytes, temperature=temperature)
+    return chunked_logprobs(
+        hidden_TD, head_VD, micro.targets_T, logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes,
+        temperature=temperature,
+    )  # fmt: skip

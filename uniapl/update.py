@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # an update needs torch and transformers alone
 
 # Of a compiled layer, before PyTorch would go on without compiling: with and without gradient, by size.
 MOST_GRAPHS = 64
+READERS = ("self_attn", "mlp")  # of a decoder layer: what multiplies the hidden states with matrices, and does no more
 
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
@@ -75,6 +76,7 @@ class Policy:
     max_new_tokens: int
     compute: str  # float32, or bfloat16 by autocast
     logits_bytes: int  # of float32 logits that exist at once
+    kept_logits_bytes: int  # of logits in the products' type that a micro-batch may keep for its backward
     micro_batch_tokens: int  # prompts included
     packing: bool
     ranks: Ranks = ALONE
@@ -105,7 +107,7 @@ class Policy:
         at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model
-            return under_forward(used, completion_logprobs, used, micro, self.logits_bytes, at)
+            return under_forward(used, completion_logprobs, used, micro, self.logits_bytes, self.kept_logits_bytes, at)
 
 
 def make_policy(
@@ -130,17 +132,22 @@ def make_policy(
     )  # fmt: skip
     return Policy(
         model, optimizer, tokenizer, start, here, settings, stage, max_new_tokens, compute, machine.logits_bytes,
-        machine.micro_batch_tokens, machine.packing, ranks,
+        machine.kept_logits_bytes, machine.micro_batch_tokens, machine.packing, ranks,
     )  # fmt: skip
 
 
 def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
     """Let decoder layers forget their activations until the backward, and compile their forwards; before sharding.
 
+    All layers cast what attention and MLP read once.
+
     What is compiled holds the checkpoint, since a backward that computes a compiled layer again may meet another of its
     graphs than the forward did; FSDP2's hooks stay outside. One function for all layers, so they share their graphs.
     """
     layers = model.get_decoder().layers
+    for layer in layers:
+        for block in filter(None, (getattr(layer, name, None) for name in READERS)):
+            block.register_forward_pre_hook(_cast_once, with_kwargs=True)
     forward = _checkpointed if checkpointed else type(layers[0]).forward
     if compiled:
         # The sizes of packed documents are equal by chance now and then, and some are 0 or 1: none is worth a graph.
@@ -150,6 +157,14 @@ def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
     if checkpointed or compiled:
         for layer in layers:
             layer.forward = MethodType(forward, layer)
+
+
+def _cast_once(_module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The hidden states that a block reads, in autocast's type: else each of its matrices casts them for itself."""
+    states = arguments[0] if arguments else options["hidden_states"]
+    if torch.is_autocast_enabled(states.device.type):
+        states = states.to(torch.get_autocast_dtype(states.device.type))
+    return ((states, *arguments[1:]), options) if arguments else (arguments, options | {"hidden_states": states})
 
 
 def _checkpointed(layer: Any, *arguments: Any, **options: Any) -> Any:

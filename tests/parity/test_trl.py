@@ -72,7 +72,7 @@ def policy_of(model: Any, stage: StageSpec, machine: MachineSpec) -> Policy:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     return Policy(
         model, optimizer, None, None, torch.device("cpu"), settings, stage, MAX_NEW_TOKENS, "float32",
-        machine.logits_bytes, machine.micro_batch_tokens, machine.packing,
+        machine.logits_bytes, machine.kept_logits_bytes, machine.micro_batch_tokens, machine.packing,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ def test_no_lever_changes_the_gradient_beyond_float_error(tmp_path: Path) -> Non
     work = make_work("smoke", tmp_path, model="tiny_qwen3", sizes=sizes, kept=True, steps=1)
     variants = [v for v in levers.VARIANTS if v.side == "ours_update" and "flat_groups" not in v.changes]
     rows = levers.measure(work, variants, repetitions=1)
-    assert len(rows) == 6
+    assert len(rows) == 8
     for row in rows:
         assert row["error"] is None
         assert row["ratio"] > 0

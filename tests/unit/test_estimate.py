@@ -52,6 +52,7 @@ from uniapl.polar.checkpoint import PolarDecoder
 from uniapl.polar.discriminator import TransformersEngine
 from uniapl.records import TokenSequence
 from uniapl.shapes import KNOWN, POLAR, Shape, find_shape, shape_of
+from uniapl.update import prepare_layers
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -79,7 +80,8 @@ def a_batch() -> Batch:
 def needs(name: str, *, ranks: int = 1, checkpointing: bool = False) -> Any:
     return rank_memory(
         shape(name), a_batch(), compute="bfloat16", ranks=ranks, activation_checkpointing=checkpointing,
-        logits_bytes=2**27, on_gpu=True, sampler=SamplerMemory(), discriminator=DiscriminatorMemory(),
+        logits_bytes=2**27, kept_logits_bytes=0, on_gpu=True, sampler=SamplerMemory(),
+        discriminator=DiscriminatorMemory(),
     )  # fmt: skip
 
 
@@ -115,6 +117,7 @@ LAID_OUT: dict[str, tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]] = {
 def saved_bytes(kind: str, *, layers: int, autocast: bool, layer_type: torch.dtype, lengths: str) -> int:
     """What autograd saves in a decoder's forward over a micro-batch, weights and what was laid out before apart."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, num_hidden_layers=layers, **SMALL)).train()
+    prepare_layers(model, checkpointed=False, compiled=False)
     model.get_decoder().layers.to(layer_type)
     sequences = [
         TokenSequence([1 + b] * prompt, [2] * answer, frozenset())
@@ -186,10 +189,27 @@ def test_checkpointing_keeps_a_layers_input_and_one_layers_activations():
 
 
 def test_the_head_gradient_waits_for_the_embeddings_where_they_are_tied():
-    by_name = {m.name: m for m in moments(shape("qwen3_4b"), a_batch(), compute="bfloat16", ranks=1,
-                                          activation_checkpointing=True, logits_bytes=2**20, on_gpu=True)}  # fmt: skip
+    found = moments(
+        shape("qwen3_4b"), a_batch(), compute="bfloat16", ranks=1, activation_checkpointing=True, logits_bytes=2**20,
+        kept_logits_bytes=0, on_gpu=True,
+    )  # fmt: skip
+    by_name = {moment.name: moment for moment in found}
     assert by_name["gradient of the embedding"].logits == 2 * 4 * 151_936 * 2_560
     assert by_name["backward of the last layer"].logits == 4 * 151_936 * 2_560
+
+
+def test_logits_are_kept_up_to_the_limit_and_no_byte_beyond():
+    needed = 4096 * 151_936 * 2  # in bfloat16
+    options: dict[str, Any] = {"compute": "bfloat16", "ranks": 1, "activation_checkpointing": True, "on_gpu": True}
+
+    def of_logits(kept_logits_bytes: int) -> list[int]:
+        found = moments(
+            shape("qwen3_4b"), a_batch(), logits_bytes=2**20, kept_logits_bytes=kept_logits_bytes, **options
+        )
+        return [moment.logits for moment in found]
+
+    kept = [b - a for a, b in zip(of_logits(needed - 1), of_logits(needed), strict=True)]
+    assert kept == [needed, needed, 0, 0]
 
 
 def test_the_largest_micro_batch_is_as_full_as_the_settings_allow():

@@ -33,11 +33,13 @@ def naive(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperature: fl
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("logits_bytes", [*BLOCKS.values(), SEVEN_WORDS], ids=[*BLOCKS, "uneven"])
-def test_values_and_gradients_equal_log_softmax(logits_bytes: int, temperature: float) -> None:
+@pytest.mark.parametrize("kept_logits_bytes", [0, 2**20])
+def test_values_and_gradients_equal_log_softmax(logits_bytes: int, kept_logits_bytes: int, temperature: float) -> None:
     hidden_TD, head_VD, targets_T, upstream_T = inputs()
     logprobs_T, entropy_T = chunked_logprobs(
-        hidden_TD, head_VD, targets_T, logits_bytes=logits_bytes, temperature=temperature
-    )
+        hidden_TD, head_VD, targets_T, logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes,
+        temperature=temperature,
+    )  # fmt: skip
     expected_T, expected_entropy_T = naive(hidden_TD, head_VD, targets_T, temperature)
     torch.testing.assert_close(logprobs_T, expected_T, atol=1e-5, rtol=0)
     torch.testing.assert_close(entropy_T, expected_entropy_T.detach(), atol=1e-5, rtol=0)
@@ -75,6 +77,29 @@ def test_under_autocast_the_backward_computes_the_forwards_logits() -> None:
     assert [g.dtype for g in gradients] == [torch.float32, torch.float32]
     assert torch.equal(gradients[0].bfloat16(), wanted[0])
     assert torch.equal(gradients[1], wanted[1])
+
+
+@pytest.mark.parametrize("product", [torch.float32, torch.bfloat16])
+def test_logits_that_are_kept_change_no_bit(product: torch.dtype) -> None:
+    hidden_TD, head_VD, targets_T, upstream_T = inputs()
+    needed = TOKENS * VOCABULARY * product.itemsize
+    saved = []
+    results = []
+    for kept_logits_bytes in (needed - 1, needed):
+        shapes: list[torch.Size] = []
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=product == torch.bfloat16),
+            torch.autograd.graph.saved_tensors_hooks(lambda t, s=shapes: (s.append(t.shape), t)[1], lambda t: t),
+        ):
+            logprobs_T, entropy_T = chunked_logprobs(
+                hidden_TD, head_VD, targets_T, logits_bytes=SEVEN_WORDS, kept_logits_bytes=kept_logits_bytes,
+                temperature=0.7,
+            )  # fmt: skip
+        gradients = torch.autograd.grad(logprobs_T, (hidden_TD, head_VD), upstream_T)
+        results.append((logprobs_T.detach(), entropy_T, *gradients))
+        saved.append((TOKENS, 7) in shapes)
+    assert saved == [False, True]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

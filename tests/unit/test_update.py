@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from uniapl import attention
 from uniapl.batch import layout, term_counts
 from uniapl.config import ScheduleSpec, StageSpec, TrainSpec
 from uniapl.objectives import weighted_sum
 from uniapl.records import TokenSequence
-from uniapl.update import Policy, coefficient_at, coefficients_at, learning_rate_at, probe, term_sums, update
+from uniapl.update import (
+    Policy,
+    coefficient_at,
+    coefficients_at,
+    learning_rate_at,
+    prepare_layers,
+    probe,
+    term_sums,
+    update,
+)
 
 CPU = torch.device("cpu")
 
@@ -56,7 +66,7 @@ def make_policy(stage: StageSpec, **settings: Any) -> Policy:
     tokens = settings.pop("micro_batch_tokens", 64)
     spec = TrainSpec(**({"max_grad_norm": 1e6} | settings))
     return Policy(
-        model, optimizer, None, start, CPU, spec, stage, 8, "float32", 2**20, micro_batch_tokens=tokens, packing=True
+        model, optimizer, None, start, CPU, spec, stage, 8, "float32", 2**20, 0, micro_batch_tokens=tokens, packing=True
     )
 
 
@@ -244,3 +254,41 @@ def test_old_logprobs_of_their_own_change_the_ratio() -> None:
     total = weighted_sum(sums, coefficients_at(stage, 0), term_counts(sequences, normalization="dapo"))
     assert total is not None
     assert total.item() == pytest.approx(sums["grpo"].item() / 5)
+
+
+def a_llama() -> Any:
+    config = AutoConfig.for_model(
+        "llama", vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def gradient(model: Any, *, autocast: bool) -> torch.Tensor:
+    """Of the log-probs of random tokens, all parameters' end to end."""
+    ids = torch.randint(100, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits = model(input_ids=ids).logits
+    model.zero_grad()
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_what_layers_read_is_cast_once_which_makes_the_gradient_no_less_exact() -> None:
+    model = a_llama()
+    exact, plain = gradient(model, autocast=False), gradient(model, autocast=True)
+    prepare_layers(model, checkpointed=False, compiled=False)
+    read: dict[str, torch.Tensor] = {}
+    for name, module in model.get_decoder().layers[1].named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, inputs, name=name: read.update({name: inputs[0]}))
+    once = gradient(model, autocast=True)
+    assert {tensor.dtype for tensor in read.values()} == {torch.bfloat16}
+    assert read["self_attn.q_proj"] is read["self_attn.k_proj"] is read["self_attn.v_proj"]
+    assert read["mlp.gate_proj"] is read["mlp.up_proj"]
+    off = (plain - exact).norm() / exact.norm()
+    assert 1e-3 < off < 0.05
+    assert (once - exact).norm() / exact.norm() < 1.05 * off
+    assert torch.equal(gradient(model, autocast=False), exact)

@@ -6,6 +6,7 @@ its unit and source; "not stated" means that neither the paper's abstracts nor i
 """
 
 from uniapl.config.base import (
+    KEPT_LOGITS_BYTES,
     LOGITS_BYTES,
     ConfigError,
     Count,
@@ -59,6 +60,7 @@ from uniapl.config.training import (
 
 __all__ = [
     "DISCRIMINATOR_KINDS",
+    "KEPT_LOGITS_BYTES",
     "LOGITS_BYTES",
     "RESERVED_IN_BODY",
     "TEACHERS",

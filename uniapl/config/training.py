@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from uniapl.config.base import LOGITS_BYTES, Count, Positive, Spec
+from uniapl.config.base import KEPT_LOGITS_BYTES, LOGITS_BYTES, Count, Positive, Spec
 
 
 class SamplerSpec(Spec):
@@ -134,6 +134,10 @@ class MachineSpec(Spec):
     logits_bytes: Positive = Field(
         LOGITS_BYTES, description="Float32 logits that exist at once, a block of the vocabulary; peak about twice that."
     )
+    kept_logits_bytes: int = Field(
+        KEPT_LOGITS_BYTES, ge=0,
+        description="Logits of a micro-batch, in compute's type, up to which they are kept and not computed again.",
+    )  # fmt: skip
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")
     hang_seconds: float = Field(
         1800.0, gt=0, description="A rank that keeps the others waiting for longer ends the run."

@@ -149,33 +149,41 @@ def saved_by_attention(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool
 def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) -> int:
     """Bytes that autograd saves of one decoder layer; `compute` is an element's size in the matrix products.
 
-    The residual stream is float32. Where the products are not, autocast casts each matrix's own input.
+    The residual stream is float32. Where the products are not, what q, k and v read is cast once, and so is what gate
+    and up read.
     """
-    inputs = 2 if compute == FLOAT32 else 5  # of q, k and v, and of gate and up
     norms = 2 * shape.hidden * 2 * FLOAT32  # what each norm normalises, and the result before its weight
     statistics = 2 * FLOAT32  # a norm's 1/rms
     if shape.head_norms:
         norms += (shape.queries + shape.keys) * (FLOAT32 + compute)
         statistics += FLOAT32 * (shape.heads + shape.kv_heads)
     mlp = 4 * shape.intermediate * compute  # gate, silu(gate), up, their product
-    by_position = norms + statistics + inputs * shape.hidden * compute + mlp
+    by_position = norms + statistics + 2 * shape.hidden * compute + mlp
     return batch.positions * by_position + saved_by_attention(shape, batch, compute=compute, on_gpu=on_gpu)
 
 
-def logits_buffers(shape: Shape, *, predicted: int, logits_bytes: int, compute: int) -> tuple[int, int]:
-    """Bytes that the logits' blocks take at once, in forward and backward."""
+def logits_buffers(
+    shape: Shape, *, predicted: int, logits_bytes: int, kept_logits_bytes: int, compute: int
+) -> tuple[int, int]:
+    """Bytes that logits take at once, in forward and backward: the blocks, and what is kept of all of them."""
     words = min(shape.vocabulary, max(1, logits_bytes // (FLOAT32 * predicted)))
+    last = (shape.vocabulary - 1) % words + 1
+    by_word = predicted * compute
+    if shape.vocabulary * by_word > kept_logits_bytes:
+        by_word = 0
+    kept = shape.vocabulary * by_word
     block, casts = FLOAT32 * words * predicted, 0
     if compute < FLOAT32:  # the block of the head, and its gradient before it is written as float32
         casts = 2 * words * shape.hidden * compute
-    forward = 2 * block  # logits and their exponentials
-    backward = block + (words * predicted * compute if compute < FLOAT32 else 0)  # their gradient, and its cast
+    # Logits and their exponentials, of the last block or of the one before it.
+    forward = max(kept + 2 * FLOAT32 * last * predicted, kept - last * by_word + 2 * block)
+    backward = kept + block + (words * predicted * compute if compute < FLOAT32 else 0)  # their gradient, and its cast
     return forward + casts, backward + casts
 
 
 def moments(
     shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
-    on_gpu: bool,
+    kept_logits_bytes: int, on_gpu: bool,
 ) -> tuple[Moment, ...]:  # fmt: skip
     """The moments of an update at which its memory can be highest."""
     size, tokens = BYTES[compute], batch.positions
@@ -198,7 +206,7 @@ def moments(
     # The head's gradient waits for the embedding's, to be added to it or, by FSDP2, to be summed over the ranks.
     waiting = head if shape.tied or ranks > 1 else 0
     forward_blocks, backward_blocks = logits_buffers(
-        shape, predicted=batch.predicted, logits_bytes=logits_bytes, compute=size
+        shape, predicted=batch.predicted, logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes, compute=size
     )
     if ranks == 1:
         casts = size * shape.layers * shape.matrices_of_layer if size < FLOAT32 else 0
@@ -310,14 +318,14 @@ def polar_scoring(shape: Shape, batch: Batch, *, size: int, on_gpu: bool) -> int
 
 def rank_memory(
     shape: Shape, batch: Batch, *, compute: str, ranks: int, activation_checkpointing: bool, logits_bytes: int,
-    on_gpu: bool, sampler: SamplerMemory, discriminator: DiscriminatorMemory,
+    kept_logits_bytes: int, on_gpu: bool, sampler: SamplerMemory, discriminator: DiscriminatorMemory,
 ) -> Memory:  # fmt: skip
     """What one of the ranks needs to train a model with this largest micro-batch."""
     size, all_weights = BYTES[compute], FLOAT32 * shape.parameters
     highest = max(
         moments(
             shape, batch, compute=compute, ranks=ranks, activation_checkpointing=activation_checkpointing,
-            logits_bytes=logits_bytes, on_gpu=on_gpu,
+            logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes, on_gpu=on_gpu,
         ),
         key=lambda moment: moment.total,
     )  # fmt: skip
@@ -352,6 +360,7 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
             ranks=study.machine.ranks,
             activation_checkpointing=study.machine.activation_checkpointing,
             logits_bytes=study.machine.logits_bytes,
+            kept_logits_bytes=study.machine.kept_logits_bytes,
             on_gpu=gpu_bytes is not None,
             sampler=sampler_memory(
                 shape,
