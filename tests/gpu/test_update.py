@@ -24,9 +24,7 @@ ONE_MICRO_BATCH, MANY_MICRO_BATCHES = 100_000, 200  # tokens
 HEADLESS_SHARE = 0.25  # of the logits in float32: what an update may take beyond weights, gradients and optimizer
 
 
-def make(
-    compute: str = "float32", *, shape: Shape = SHAPES["tiny"], machine: dict[str, Any] | None = None, **settings: Any
-) -> Policy:
+def make(compute: str = "float32", *, shape: Shape = SHAPES["tiny"], machine: dict[str, Any] | None = None) -> Policy:
     """A policy on the GPU that starts from the same weights every time, and a reference that differs from it."""
     here = torch.device("cuda")
     start = random_model(shape, device=here)
@@ -36,7 +34,7 @@ def make(
     machine = {"micro_batch_tokens": ONE_MICRO_BATCH} | (machine or {})
     return make_policy(
         random_model(shape, device=here), start.to(getattr(torch, compute)), None,
-        train_settings(**({"max_grad_norm": 1e6} | settings)), stage_settings(learning_rate=1e-3), max_new_tokens=32,
+        train_settings(max_grad_norm=1e6), stage_settings(learning_rate=1e-3), max_new_tokens=32,
         compute=compute, machine=machine_settings(**machine),
     )  # fmt: skip
 
@@ -128,7 +126,7 @@ def test_a_checkpoint_of_the_background_is_the_state_at_the_call_and_training_go
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_an_update_never_holds_the_logits_of_all_tokens(compute: str) -> None:
     shape = replace(SHAPES["tiny"], hidden=128, vocabulary=151_936)
-    policy = make(compute, shape=shape, logprob_chunk_tokens=256)
+    policy = make(compute, shape=shape)
     prompt, answer = [1] * 64, list(range(1, 1025))
     long = [
         TokenSequence([p, *prompt], answer, frozenset({"grpo", "kl"}), 1.0, 0.0, [-11.9] * len(answer))
