@@ -66,12 +66,12 @@ def stage_settings(**changes: Any) -> Any:
 
 def machine_settings(
     *, activation_checkpointing: bool = False, compiled: bool = False, micro_batch_tokens: int = 8192,
-    packing: bool = True,
+    packing: bool = True, kept_logits_bytes: int = 0,
 ) -> Any:  # fmt: skip
     """What an update reads of MachineSpec, without pydantic."""
     return SimpleNamespace(
         activation_checkpointing=activation_checkpointing, compile=compiled, logits_bytes=128 * 2**20,
-        kept_logits_bytes=0, micro_batch_tokens=micro_batch_tokens, packing=packing,
+        kept_logits_bytes=kept_logits_bytes, micro_batch_tokens=micro_batch_tokens, packing=packing,
     )  # fmt: skip
 
 

@@ -31,7 +31,9 @@ def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> 
         name: getattr(policy, name) for name in ("packing", "micro_batch_tokens", "logits_bytes", "kept_logits_bytes")
     }
     own |= {"products_bytes": attention.PRODUCTS_BYTES, "cast_once": True, "flat_groups": 0}
-    blocks = [module for module in policy.model.modules() if module._forward_pre_hooks]  # those that cast once
+    layers = policy.model.get_decoder().layers
+    blocks = [block for layer in layers for block in (layer.self_attn, layer.mlp)]  # those that cast once
+    assert all(block._forward_pre_hooks for block in blocks)
     hooks = [block._forward_pre_hooks for block in blocks]
     for _ in itertools.count():
         values = own | wait()

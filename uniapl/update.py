@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # an update needs torch and transformers alone
 
 # Of a compiled layer, before PyTorch would go on without compiling: with and without gradient, by size.
 MOST_GRAPHS = 64
-READERS = ("self_attn", "mlp")  # of a decoder layer: what multiplies the hidden states with matrices, and does no more
+READERS = ("self_attn", "mlp")  # of a decoder layer: what multiplies the hidden states with matrices
 
 
 def coefficient_at(coefficient: Coefficient, step: int) -> float:
@@ -147,7 +147,8 @@ def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
     layers = model.get_decoder().layers
     for layer in layers:
         for block in filter(None, (getattr(layer, name, None) for name in READERS)):
-            block.register_forward_pre_hook(_cast_once, with_kwargs=True)
+            if not hasattr(block, "experts"):  # which add their outputs up in the type of what they read
+                block.register_forward_pre_hook(_cast_once, with_kwargs=True)
     forward = _checkpointed if checkpointed else type(layers[0]).forward
     if compiled:
         # The sizes of packed documents are equal by chance now and then, and some are 0 or 1: none is worth a graph.

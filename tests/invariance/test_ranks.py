@@ -100,7 +100,7 @@ def test_ranks_micro_batches_and_packing_change_nothing_over_20_steps_of_recorde
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, name, 20), ranks=1, samples=samples)
     run = make_run(tmp_path / "two", setting, name, 20)
-    two = finished(run, ranks=2, samples=samples)
+    two = finished(run, ranks=2, samples=samples, machine={"ranks": 2, "kept_logits_bytes": 0})
     assert read_manifest(run.directory)["world_size"] == 2
     assert_same_training(two, one, base)
     whole = make_run(tmp_path / "whole", setting, name, 20, micro_batch_tokens=100_000)

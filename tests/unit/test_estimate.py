@@ -212,6 +212,17 @@ def test_logits_are_kept_up_to_the_limit_and_no_byte_beyond():
     assert kept == [needed, needed, 0, 0]
 
 
+def test_a_batch_with_fewer_completion_tokens_that_keeps_its_logits_may_need_more():
+    def need(kept_logits_bytes: int) -> int:
+        machine = {"micro_batch_tokens": 4096, "kept_logits_bytes": kept_logits_bytes}
+        found = largest_need(a_plan(machine=machine), load_model("smollm2_135m", "test"), gpu_bytes=None)
+        assert found is not None
+        return found[1].update
+
+    everything = 4096 * 49_152 * 2  # of a batch of which every position predicts a token, in bfloat16
+    assert 0.6 * everything < need(everything - 1) - need(0) < need(everything) - need(0) <= everything
+
+
 def test_the_largest_micro_batch_is_as_full_as_the_settings_allow():
     machine = MachineSpec.model_validate({"micro_batch_tokens": 1000})
     two = machine.model_copy(update={"ranks": 2})

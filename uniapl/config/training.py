@@ -134,8 +134,8 @@ class MachineSpec(Spec):
     logits_bytes: Positive = Field(
         LOGITS_BYTES, description="Float32 logits that exist at once, a block of the vocabulary; peak about twice that."
     )
-    kept_logits_bytes: int = Field(
-        KEPT_LOGITS_BYTES, ge=0,
+    kept_logits_bytes: Count = Field(
+        KEPT_LOGITS_BYTES,
         description="Logits of a micro-batch, in compute's type, up to which they are kept and not computed again.",
     )  # fmt: skip
     checkpoints_kept: Positive = Field(1, description="Complete checkpoints of a run that stay while it trains.")

@@ -9,7 +9,7 @@ libraries, and what an allocator keeps beyond the tensors. Imports nothing heavy
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniapl.config import (
     ConfigError,
@@ -344,6 +344,12 @@ def rank_memory(
     )
 
 
+def with_kept_logits(shape: Shape, batch: Batch, plan: Plan, compute: str) -> list[Batch]:
+    """A batch, and where too many of its tokens are predicted to keep their logits: one of which just enough are."""
+    fewer = plan.study.machine.kept_logits_bytes // (shape.vocabulary * BYTES[compute])
+    return [batch, replace(batch, predicted=fewer)] if 0 < fewer < batch.predicted else [batch]
+
+
 def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tuple[str, Memory] | None:
     """The stage of a plan whose ranks need the most, and what one of them needs; None where the shape is not known."""
     shape, study = find_shape(model), plan.study
@@ -353,35 +359,22 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
     for config in [run.config for run in plan.runs if run.model == model.name]:
         stage = StageSpec(title=config["path"][-1]["name"], **config["path"][-1])
         kind = config["sampler"]["kind"] if stage.draws_rollouts else "none"
-        memory = rank_memory(
-            shape,
-            largest_batch(stage, study.data, study.machine),
-            compute=config["compute"],
-            ranks=study.machine.ranks,
-            activation_checkpointing=study.machine.activation_checkpointing,
-            logits_bytes=study.machine.logits_bytes,
-            kept_logits_bytes=study.machine.kept_logits_bytes,
+        sampler = sampler_memory(
+            shape, study.sampler, study.data, kind=kind, compute=config["compute"], gpu_bytes=gpu_bytes,
+            tensor_parallel=study.machine.tensor_parallel,
+        )  # fmt: skip
+        discriminator = discriminator_memory(
+            study.discriminator, shape, stage, study.data, machine=study.machine, compute=config["compute"],
             on_gpu=gpu_bytes is not None,
-            sampler=sampler_memory(
-                shape,
-                study.sampler,
-                study.data,
-                kind=kind,
-                compute=config["compute"],
-                gpu_bytes=gpu_bytes,
-                tensor_parallel=study.machine.tensor_parallel,
-            ),
-            discriminator=discriminator_memory(
-                study.discriminator,
-                shape,
-                stage,
-                study.data,
-                machine=study.machine,
-                compute=config["compute"],
-                on_gpu=gpu_bytes is not None,
-            ),
-        )
-        needs.append((stage.name, memory))
+        )  # fmt: skip
+        for batch in with_kept_logits(shape, largest_batch(stage, study.data, study.machine), plan, config["compute"]):
+            memory = rank_memory(
+                shape, batch, compute=config["compute"], ranks=study.machine.ranks,
+                activation_checkpointing=study.machine.activation_checkpointing,
+                logits_bytes=study.machine.logits_bytes, kept_logits_bytes=study.machine.kept_logits_bytes,
+                on_gpu=gpu_bytes is not None, sampler=sampler, discriminator=discriminator,
+            )  # fmt: skip
+            needs.append((stage.name, memory))
     return max(needs, key=lambda need: need[1].needed, default=None)
 
 
