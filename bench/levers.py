@@ -2,7 +2,8 @@
 
 One batch of a GRPO step (every group kept, answers of one length and random words) is updated on again and again, the
 learning rate 0, so that every update computes the same. The update as it is and with one lever taken back or added take
-turns; printed are seconds, the ratio to the update as it is by turn, and by how much the gradient's norm differs.
+turns; printed are seconds, the ratio to the update as it is by turn, by how much the gradient's norm differs, and the
+share of the processor's limit (`bench.limit`, measured in every turn) that the update as it is reaches.
 """
 
 from __future__ import annotations
@@ -51,8 +52,12 @@ def measure(work: Work, variants: Sequence[Variant], *, repetitions: int) -> lis
     """A row for each variant; the first one is what the others are held against."""
     took: dict[str, list[dict[str, float]]] = {variant.title: [] for variant in variants}
     errors: dict[str, str] = {}
-    with open_sides(sorted({variant.side for variant in variants}), work) as sides:
+    limits = []
+    with open_sides(["limit", *sorted({variant.side for variant in variants})], work) as sides:
         for turn in range(-WARMUPS, repetitions):
+            limit = sides["limit"].step()
+            if turn >= 0:
+                limits.append(limit["flops_own"])
             for variant in variants:
                 if variant.title in errors:
                     continue
@@ -73,6 +78,8 @@ def measure(work: Work, variants: Sequence[Variant], *, repetitions: int) -> lis
             row["norm"] = steps[-1]["norm"]
             row["norm_differs"] = abs(steps[-1]["norm"] / first[-1]["norm"] - 1)
         rows.append(row)
+    shares = [step["flops"] / step["step"] / limit for step, limit in zip(first, limits, strict=True)]
+    rows[0]["share_of_limit"], rows[0]["limits"] = statistics.median(shares), limits
     return rows
 
 
@@ -97,6 +104,7 @@ def main() -> None:
                 f"{row['title']}: {statistics.median(row['seconds']):.2f} s [{min(row['seconds']):.2f}, "
                 f"{max(row['seconds']):.2f}], {row['ratio']:.2f} x, norm differs by {row['norm_differs']:.1e}"
             )
+    print(f"{rows[0]['title']}: {rows[0]['share_of_limit']:.0%} of the processor's limit")
     if options.output:
         found = {"machine": machine(), "work": work.described(), "rows": rows}
         options.output.write_text(json.dumps(found, indent=1) + "\n")

@@ -14,6 +14,7 @@ def test_no_lever_changes_the_gradient_beyond_float_error(tmp_path: Path) -> Non
     variants = [v for v in levers.VARIANTS if v.side == "ours_update" and "flat_groups" not in v.changes]
     rows = levers.measure(work, variants, repetitions=1)
     assert len(rows) == 8
+    assert 0 < rows[0]["share_of_limit"] < 1
     for row in rows:
         assert row["error"] is None
         assert row["ratio"] > 0
