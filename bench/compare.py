@@ -82,12 +82,15 @@ def summarize(found: Steps) -> dict[str, Any]:
         }
         own = measured[first]["steps"] if first else []
         if own and "flops" in own[0]:
-            shares = [
-                step["flops"] / step["update"] / limit["flops_own"] for limit, step in zip(limits, own, strict=False)
-            ]
-            summary["limit"]["share_of_update"] = statistics.median(shares)
+            summary["limit"]["share_of_update"] = reached_share(own, limits, part="update")
         summary["limit"]["steps"] = limits
     return summary
+
+
+def reached_share(steps: list[dict[str, Any]], limits: list[dict[str, Any]], *, part: str) -> float:
+    """Median over the turns of a part's FLOP/s as a share of the limit at the model's own shapes."""
+    pairs = zip(steps, limits, strict=False)
+    return statistics.median(step["flops"] / step[part] / limit["flops_own"] for step, limit in pairs)
 
 
 def ratios(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, float]:

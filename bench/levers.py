@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.compare import reached_share
 from bench.turns import open_sides
 from bench.work import Work, make_work
 
@@ -57,7 +58,7 @@ def measure(work: Work, variants: Sequence[Variant], *, repetitions: int) -> lis
         for turn in range(-WARMUPS, repetitions):
             limit = sides["limit"].step()
             if turn >= 0:
-                limits.append(limit["flops_own"])
+                limits.append(limit)
             for variant in variants:
                 if variant.title in errors:
                     continue
@@ -78,8 +79,8 @@ def measure(work: Work, variants: Sequence[Variant], *, repetitions: int) -> lis
             row["norm"] = steps[-1]["norm"]
             row["norm_differs"] = abs(steps[-1]["norm"] / first[-1]["norm"] - 1)
         rows.append(row)
-    shares = [step["flops"] / step["step"] / limit for step, limit in zip(first, limits, strict=True)]
-    rows[0]["share_of_limit"], rows[0]["limits"] = statistics.median(shares), limits
+    rows[0]["share_of_limit"] = reached_share(first, limits, part="step")
+    rows[0]["limits"] = [limit["flops_own"] for limit in limits]
     return rows
 
 

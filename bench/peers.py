@@ -15,12 +15,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.limit import limit
-from bench.shapes import update_flops
+from bench.shapes import trained_flops
 from bench.trl_sides import trl_grpo, trl_sft
 from bench.updates import own_updates
 from bench.work import FIRST_STEP, Work, reward_by_place
-from uniapl.layers import load_model
-from uniapl.shapes import Shape, find_shape
 
 Wait = Callable[[], dict[str, Any]]  # until the next step; returns what is to be changed before it
 Tell = Callable[[dict[str, Any]], None]  # what a step took, seconds by part
@@ -31,21 +29,18 @@ def ours(work: Work, wait: Wait, tell: Tell, *, method: str) -> None:
     import psutil
     import torch
 
-    from uniapl.update import needs_gradient
-
     torch.set_num_threads(work.threads)
-    loop, shape, process = our_loop(work, method), shape_of_model(work), psutil.Process()
+    loop, shape, process = our_loop(work, method), work.shape, psutil.Process()
     for step in itertools.count(FIRST_STEP):
         changes = wait()
         loop.policy.max_new_tokens = changes.pop("new_tokens", loop.policy.max_new_tokens)
         loop.stage = loop.stage.model_copy(update=changes)
         row, _ = loop.step(step)
         sequences, coefficients = loop.given
-        trained = [sequence for sequence in sequences if needs_gradient(sequence, coefficients)]
         tell({
             **{part: row[f"seconds/{part}"] or 0.0 for part in ("sample", "score", "update", "push", "step")},
             "tokens_trained": row["tokens/trained"], "tokens_generated": row["tokens/generated"],
-            "flat_share": row["groups/flat_share"], "flops": float(update_flops(shape, trained)),
+            "flat_share": row["groups/flat_share"], "flops": float(trained_flops(shape, sequences, coefficients)),
             "resident_bytes": process.memory_info().rss,
         })  # fmt: skip
 
@@ -126,20 +121,13 @@ def measure_limit(work: Work, wait: Wait, tell: Tell) -> None:
     import torch
 
     torch.set_num_threads(work.threads)
-    shape, micro_batch_tokens = shape_of_model(work), work.study.machine.micro_batch_tokens
+    shape, micro_batch_tokens = work.shape, work.study.machine.micro_batch_tokens
     words = max(1, work.study.machine.logits_bytes // (4 * micro_batch_tokens))
     while True:
         wait()
         began = time.perf_counter()
         found = limit(shape, tokens=micro_batch_tokens, words=words, dtype=getattr(torch, work.compute))
         tell(found | {"step": time.perf_counter() - began})
-
-
-def shape_of_model(work: Work) -> Shape:
-    """The sizes of the model that is trained."""
-    shape = find_shape(load_model(str(work.model), "--model"))
-    assert shape is not None
-    return shape
 
 
 SIDES: dict[str, Callable[..., None]] = {

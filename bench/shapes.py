@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from uniapl.batch import needs_gradient
 from uniapl.records import TokenSequence
 from uniapl.shapes import Shape, known_shape
 
@@ -91,6 +92,11 @@ def random_rows(shape: Shape, *, rows: int, row_tokens: int) -> list[TokenSequen
             advantage = answer - (ANSWERS - 1) / 2 + 0.5  # none is 0, or its sequence would be left out
             made.append(TokenSequence(prompt, ids(), frozenset({"grpo"}), advantage, 0.0, sampler))
     return made
+
+
+def trained_flops(shape: Shape, sequences: list[TokenSequence], coefficients: dict[str, float]) -> int:
+    """`update_flops` of those of a step's sequences that have a gradient."""
+    return update_flops(shape, [s for s in sequences if needs_gradient(s, coefficients)])
 
 
 def update_flops(shape: Shape, sequences: list[TokenSequence]) -> int:

@@ -16,11 +16,10 @@ def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> 
     """What a side does. Changes, for one update: fields of Policy, `products_bytes`, `cast_once`, `flat_groups`."""
     import torch
 
-    from bench.peers import shape_of_model
-    from bench.shapes import update_flops
+    from bench.shapes import trained_flops
     from uniapl import attention
     from uniapl.train import open_policy
-    from uniapl.update import coefficients_at, needs_gradient, update
+    from uniapl.update import coefficients_at, update
 
     torch.set_num_threads(work.threads)
     stage = work.study.stages["grpo"].model_copy(update={"learning_rate": 0.0})
@@ -33,7 +32,7 @@ def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> 
         name: getattr(policy, name) for name in ("packing", "micro_batch_tokens", "logits_bytes", "kept_logits_bytes")
     }
     own |= {"products_bytes": attention.PRODUCTS_BYTES, "cast_once": True, "flat_groups": 0}
-    coefficients, shape = coefficients_at(stage, 0), shape_of_model(work)
+    coefficients, shape = coefficients_at(stage, 0), work.shape
     layers = policy.model.get_decoder().layers
     blocks = [block for layer in layers for block in (layer.self_attn, layer.mlp)]  # those that cast once
     assert all(block._forward_pre_hooks for block in blocks)
@@ -50,7 +49,7 @@ def own_updates(work: Work, wait: Any, tell: Any, *, compiled: bool = False) -> 
         began = time.perf_counter()
         found = update(policy, sequences, coefficients, step=0)
         seconds = time.perf_counter() - began
-        flops = float(update_flops(shape, [s for s in sequences if needs_gradient(s, coefficients)]))
+        flops = float(trained_flops(shape, sequences, coefficients))
         tell({"step": seconds, "norm": found["grad__norm"], "flops": flops})
 
 

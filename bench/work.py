@@ -15,6 +15,7 @@ from uniapl.records import Demonstration, Prompt
 if TYPE_CHECKING:  # what the limit alone needs is imported fast
     from uniapl.config import Study
     from uniapl.discriminator import Example
+    from uniapl.shapes import Shape
 
 FIRST_STEP = 1  # at step 0 the trainer probes, which is no part of a step's cost
 FOREVER = 10**6  # steps of a side, which ends when nobody asks for more
@@ -46,6 +47,16 @@ class Work:
             "prompts": stage.prompts_per_step, "rollouts": stage.rollouts_per_prompt,
             "new_tokens": self.study.data.max_new_tokens, "demonstrations": stage.demonstrations_per_step,
         }  # fmt: skip
+
+    @property
+    def shape(self) -> Shape:
+        """The sizes of the model that is trained."""
+        from uniapl.layers import load_model
+        from uniapl.shapes import find_shape
+
+        shape = find_shape(load_model(str(self.model), "--model"))
+        assert shape is not None
+        return shape
 
     def prompts_at(self, step: int) -> list[Prompt]:
         """The prompts of a GRPO step, as training draws them."""

@@ -344,9 +344,9 @@ def rank_memory(
     )
 
 
-def with_kept_logits(shape: Shape, batch: Batch, plan: Plan, compute: str) -> list[Batch]:
+def with_kept_logits(shape: Shape, batch: Batch, *, kept_logits_bytes: int, compute: int) -> list[Batch]:
     """A batch, and where too many of its tokens are predicted to keep their logits: one of which just enough are."""
-    fewer = plan.study.machine.kept_logits_bytes // (shape.vocabulary * BYTES[compute])
+    fewer = kept_logits_bytes // (shape.vocabulary * compute)
     return [batch, replace(batch, predicted=fewer)] if 0 < fewer < batch.predicted else [batch]
 
 
@@ -367,7 +367,11 @@ def largest_need(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None) -> tupl
             study.discriminator, shape, stage, study.data, machine=study.machine, compute=config["compute"],
             on_gpu=gpu_bytes is not None,
         )  # fmt: skip
-        for batch in with_kept_logits(shape, largest_batch(stage, study.data, study.machine), plan, config["compute"]):
+        batches = with_kept_logits(
+            shape, largest_batch(stage, study.data, study.machine),
+            kept_logits_bytes=study.machine.kept_logits_bytes, compute=BYTES[config["compute"]],
+        )  # fmt: skip
+        for batch in batches:
             memory = rank_memory(
                 shape, batch, compute=config["compute"], ranks=study.machine.ranks,
                 activation_checkpointing=study.machine.activation_checkpointing,
