@@ -22,8 +22,8 @@ from typing import IO, Any, NoReturn
 import psutil
 
 from uniapl import hub, leases, tracking
-from uniapl.config import ConfigError, EditorSpec, EndpointSpec, Study, TeacherSpec, VLLMSpec
-from uniapl.estimate.memory import refuse_too_large
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, MachineSpec, Study, TeacherSpec, VLLMSpec
+from uniapl.estimate.memory import fit_side_by_side, refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_study, read_yaml
 from uniapl.plan import Plan, make_plan
@@ -165,6 +165,18 @@ def check_memory(plan: Plan) -> None:
     refuse_too_large(plan, gpus=gpu_memories(), host_bytes=psutil.virtual_memory().total)
 
 
+def fit_machine(plan: Plan) -> MachineSpec:
+    """How stages are executed here: where trainings side by side would not fit its memory, with smaller micro-batches.
+
+    Without GPUs only. What is lowered costs speed and is in no run's hash.
+    """
+    machine = plan.study.machine
+    if machine.gpus_per_rank or visible_gpus():
+        return machine
+    jobs, host_bytes = jobs_at_once(plan.study.scale), psutil.virtual_memory().total
+    return machine.model_copy(update={"micro_batch_tokens": fit_side_by_side(plan, jobs=jobs, host_bytes=host_bytes)})
+
+
 def check_tracking(plan: Plan) -> None:
     """Raise ConfigError where what `machine.log_to` asks for cannot be had here."""
     if lacking := tracking.missing(plan.study.machine.log_to):
@@ -179,12 +191,19 @@ def read_released(root: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def announce(plan: Plan, *, note: str | None) -> None:
-    """Say which scale runs, why, what it costs and which engine samples; one line each."""
+def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
+    """Say which scale runs, why, what it costs, which engine samples and what does not fit here; one line each."""
     reason = f" ({note})" if note else ""
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
+    fits, wanted = machine.micro_batch_tokens, plan.study.machine.micro_batch_tokens
+    if fits < wanted:
+        what = f"{jobs_at_once(plan.study.scale)} trainings side by side fit this machine's memory"
+        print(
+            f"micro-batches of {fits:,} tokens instead of {wanted:,}, so that {what}; slower, the same results",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
 
 
 def jobs_at_once(scale: str) -> int:

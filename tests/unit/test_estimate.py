@@ -36,9 +36,12 @@ from uniapl.estimate import memory as memory_model
 from uniapl.estimate.batches import Batch, largest_batch
 from uniapl.estimate.memory import (
     BYTES,
+    LIBRARIES,
+    SIDE_BY_SIDE_SHARE,
     VLLM_GPU_SHARE,
     DiscriminatorMemory,
     SamplerMemory,
+    fit_side_by_side,
     largest_need,
     moments,
     polar_scoring,
@@ -371,6 +374,26 @@ def test_without_gpus_all_ranks_share_the_hosts_memory():
     refuse_too_large(a_plan(ranks=2), gpus=[], host_bytes=enough)
     with pytest.raises(ConfigError, match=r"for its 2 ranks together.*lower machine\.ranks.*kv_cache_gib \(now 0\.25"):
         refuse_too_large(a_plan(ranks=2), gpus=[], host_bytes=enough - 2**20)
+
+
+def test_micro_batches_shrink_until_trainings_side_by_side_fit_the_host():
+    plan = a_plan(data={"max_new_tokens": 200}, machine={"micro_batch_tokens": 4096})
+
+    def needed(tokens: int) -> int:
+        found = largest_need(
+            a_plan(data={"max_new_tokens": 200}, machine={"micro_batch_tokens": tokens}), plan.study.models[0],
+            gpu_bytes=None,
+        )  # fmt: skip
+        assert found is not None
+        return found[1].needed
+
+    host = int(2 * (needed(1024) + LIBRARIES) / SIDE_BY_SIDE_SHARE) + 2
+    assert needed(4096) > needed(2048) > needed(1024) + 2**28
+    assert fit_side_by_side(plan, jobs=1, host_bytes=2**40) == 4096
+    assert fit_side_by_side(plan, jobs=2, host_bytes=host) == 1024
+    assert fit_side_by_side(plan, jobs=2, host_bytes=host - 2**20) == 512
+    assert fit_side_by_side(plan, jobs=1, host_bytes=host) >= 2048
+    assert fit_side_by_side(plan, jobs=2, host_bytes=1) == 512  # the longest answer after a long prompt has 456
 
 
 def test_a_model_of_unknown_shape_is_left_to_the_stage_that_makes_it():

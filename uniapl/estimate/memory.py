@@ -34,6 +34,9 @@ PRODUCTS_BYTES = 32 * 2**20  # of attention.py, as above
 GPU_RESERVE = 2**30  # assumed, not measured: CUDA's context, NCCL's buffers and work spaces of libraries
 REENCODED_TOKENS = 64  # of POLAR's text beyond max_length: what was cut is read again, in a few tokens more
 HOST_SHARE = 0.95  # of the machine's memory, where there is no GPU
+# Where trainings run side by side: of the machine's memory, what is left to the system and its user; and the resident
+# memory of a training beyond its tensors (Python, libraries, what the allocator keeps), 1.2 to 1.6 GiB at laptop scale.
+SIDE_BY_SIDE_SHARE, LIBRARIES = 0.85, int(1.5 * 2**30)
 # Of a micro-batch. A token: ids, positions, places, targets, slots or mask (int64), weights and advantages. A slot of a
 # packed one: its position, and whether it is used.
 TOKEN_BYTES, SLOT_BYTES = 5 * 8 + 7 * FLOAT32, 8 + 1
@@ -402,6 +405,23 @@ def refuse_too_large(plan: Plan, *, gpus: Sequence[int], host_bytes: int) -> Non
                 f"models = {model.name}: training it (stage {stage}) needs {gib(needed)} GiB {where}, "
                 f"{gib(available)} GiB can be used here; {remedies(study, memory, on_gpu=bool(gpus))}"
             )
+
+
+def fit_side_by_side(plan: Plan, *, jobs: int, host_bytes: int) -> int:
+    """Tokens of a micro-batch with which `jobs` trainings side by side fit the host's memory: the plan's, or fewer.
+
+    Halved until they fit, or until the longest answer of one prompt would not: what is larger is refused elsewhere.
+    """
+    machine = plan.study.machine
+    smallest = PROMPT_TOKENS + plan.study.data.max_new_tokens
+    while machine.micro_batch_tokens // 2 >= smallest:
+        tried = replace(plan, study=plan.study.model_copy(update={"machine": machine}))
+        found = [largest_need(tried, model, gpu_bytes=None) for model in plan.study.models]
+        needed = max((need[1].needed for need in found if need), default=0)
+        if jobs * (machine.ranks * needed + LIBRARIES) <= SIDE_BY_SIDE_SHARE * host_bytes:
+            break
+        machine = machine.model_copy(update={"micro_batch_tokens": machine.micro_batch_tokens // 2})
+    return machine.micro_batch_tokens
 
 
 def remedies(study: Study, memory: Memory, *, on_gpu: bool) -> str:

@@ -44,7 +44,7 @@ try:
         INDEX = study_index(PLANS[TARGET])
         UPSTREAM = study_workflow.upstream(PLANS)
         # How this machine executes a stage is no reason to make it again, so it stands in no rule's params.
-        MACHINE = PLANS[TARGET].study.machine
+        MACHINE = study_workflow.fit_machine(PLANS[TARGET])
         SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
@@ -55,7 +55,7 @@ except ConfigError as error:
 
 AT_ONCE = study_workflow.jobs_at_once(SCALE)
 LAUNCH = "python -m uniapl.launch"  # leases a GPU where there are any
-MEMORY_MB = {"smoke": 3000, "laptop": 6000}.get(SCALE, 64000)
+MEMORY_MB = {"smoke": 3000, "laptop": 8500}.get(SCALE, 64000)
 
 
 def cores_of(*, ranks=1, at_once=1):
@@ -70,7 +70,7 @@ def plan():
     """The target's plan. Its first use, when the jobs are known, takes the lock and writes what is missing of it."""
     chosen = PLANS[TARGET]
     if workflow.is_main_process:
-        study_workflow.announce(chosen, note=NOTE)
+        study_workflow.announce(chosen, note=NOTE, machine=MACHINE)
     if not workflow.dryrun:
         try:
             if workflow.is_main_process:
