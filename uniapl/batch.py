@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from uniapl.attention import Documents
+from uniapl.objectives import TERMS
 from uniapl.records import TokenSequence
 
-ROLLOUT_TERMS = ("grpo", "adv", "kl")
+ADVANTAGE_TERMS = ("grpo", "off_policy")  # whose gradient is a multiple of A
 SLOTS_A_TOKEN = 2  # of a packed micro-batch: its documents padded to the longest, in attention alone; memory and speed
 FILLER = TokenSequence([0], [], frozenset())  # no token of a completion: a forward for the other ranks' sake
 
@@ -39,6 +40,8 @@ class MicroBatch:
 
     def select(self, term: str) -> Tensor:
         """Tokens on which a term acts, bool [T]."""
+        if term not in self.weights_T:
+            return torch.zeros_like(self.targets_T, dtype=torch.bool)
         return self.weights_T[term] > 0
 
 
@@ -52,21 +55,30 @@ def token_weight(sequence: TokenSequence, term: str, *, normalization: str, max_
 
 
 def term_counts(sequences: Sequence[TokenSequence], *, normalization: str) -> dict[str, float]:
-    """This rank's share of the denominators: demonstration tokens, and rollout tokens (dapo) or rollouts.
+    """The denominators: demonstration tokens (N_sft), and tokens (dapo) or number of rollouts.
 
-    Counts all sequences of the step, also those that are left out of the forward. To be summed over ranks once.
+    N_grpo counts the expert's answers in the groups too. Counts all sequences of the step, also those that are left out
+    of the forward.
     """
-    rollouts = [s for s in sequences if "sft" not in s.terms]
-    num_rollouts = sum(len(s.completion_ids) for s in rollouts) if normalization == "dapo" else len(rollouts)
-    num_sft = sum(len(s.completion_ids) for s in sequences if "sft" in s.terms)
-    return {"sft": float(num_sft), **{term: float(num_rollouts) for term in ROLLOUT_TERMS}}
+    shown = [s for s in sequences if "sft" in s.terms]
+    joined = [s for s in sequences if "off_policy" in s.terms]
+    sampled = [s for s in sequences if not s.terms & {"sft", "off_policy"}]
+
+    def number(counted: Sequence[TokenSequence]) -> float:
+        return float(sum(len(s.completion_ids) for s in counted) if normalization == "dapo" else len(counted))
+
+    num_groups, num_sampled = number([*sampled, *joined]), number(sampled)
+    return {
+        "sft": float(sum(len(s.completion_ids) for s in shown)), "grpo": num_groups, "off_policy": num_groups,
+        "adv": num_sampled, "kl": num_sampled,
+    }  # fmt: skip
 
 
 def needs_gradient(sequence: TokenSequence, coefficients: Mapping[str, float]) -> bool:
     """False where every coefficient x advantage on a sequence is 0: its forward can be left out (speed only)."""
     return (
         ("sft" in sequence.terms and coefficients["sft"] > 0)
-        or ("grpo" in sequence.terms and coefficients["grpo"] > 0 and sequence.advantage != 0)
+        or (any(t in sequence.terms and coefficients[t] > 0 for t in ADVANTAGE_TERMS) and sequence.advantage != 0)
         or ("adv" in sequence.terms and coefficients["adv"] > 0 and sequence.adversarial_advantage != 0)
         or ("kl" in sequence.terms and coefficients["kl"] > 0)
     )
@@ -144,6 +156,7 @@ def layout(
             before = [last, *range(start, end - 1)]  # the first token is predicted by the prompt's last
             predicting.append(torch.tensor(before[:length], dtype=torch.long))
     ordered = [sequence for row in rows for sequence in row]
+    joined = any("off_policy" in sequence.terms for sequence in ordered)  # rare, and a stream of weights is memory
     lengths_B = torch.tensor([len(s.completion_ids) for s in ordered])
 
     def per_token(values: Iterable[float]) -> Tensor:
@@ -166,7 +179,7 @@ def layout(
         attention_mask=mask.to(device),
         predicting_T=torch.cat(predicting).to(device),
         targets_T=torch.tensor([token for s in ordered for token in s.completion_ids], dtype=torch.long, device=device),
-        weights_T={term: weights(term) for term in ("sft", *ROLLOUT_TERMS)},
+        weights_T={term: weights(term) for term in TERMS if term != "off_policy" or joined},
         advantages_T=per_token(s.advantage for s in ordered),
         adversarial_T=per_token(s.adversarial_advantage for s in ordered),
         sampler_logprobs_T=torch.tensor(sampler, dtype=torch.float32, device=device),

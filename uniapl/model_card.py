@@ -110,7 +110,7 @@ def update_cards(root: Path, runs: Iterable[str]) -> None:
     with open(root / LOCK, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for run in (root / name for name in dict.fromkeys(runs)):
-            if not (run / "manifest.json").exists():
+            if not (run / "manifest.json").exists() or not (run / "model").is_dir():  # released runs have no weights
                 continue
             model = read_config(run)["model"]["name"]
             if model not in found:
@@ -243,21 +243,25 @@ def _coefficient(value: float | Mapping[str, Any]) -> str:
 def _stage(stage: dict[str, Any]) -> dict[str, Any]:
     """A stage's row: its resolved equation, terms that are absent left out, and its own choices."""
     mu, adversarial = stage["mu"], stage["lambda_adv"]
-    scheduled, inside = isinstance(mu, Mapping), stage["adversarial_as"] == "reward"
+    scheduled, way = isinstance(mu, Mapping), stage["adversarial_as"]
+    joined = stage.get("expert_in_groups", False)
     terms = []
     if scheduled or mu < 1:
-        terms.append(f"{'(1 - mu(t))' if scheduled else f'{1 - mu:g}'} L_grpo / N_grpo")
+        grpo = "(L_grpo + L_off)" if joined else "L_grpo"
+        terms.append(f"{'(1 - mu(t))' if scheduled else f'{1 - mu:g}'} {grpo} / N_grpo")
     if scheduled or mu > 0:
         terms.append(f"{_number(mu, 'mu')} L_sft / N_sft")
-    if adversarial and not inside:
+    if adversarial and way != "reward":
         terms.append(f"{_number(adversarial, 'lambda_adv')} L_adv / N_adv")
     if stage["w_kl"]:
         terms.append(f"{stage['w_kl']:g} L_kl / N_grpo")
     notes = []
-    if adversarial and inside:
+    if adversarial and way != "loss":
         notes.append("the adversarial score inside the reward, r_k + lambda_adv log sigmoid((s_k - b) / tau)")
-    if stage["sft_weighting"] == "phi":
-        notes.append("tokens of L_sft weighted by p (1 - p)")
+    if stage["sft_weighting"] != "none":
+        notes.append(f"tokens of L_sft weighted by {'p' if stage['sft_weighting'] == 'dft' else 'p (1 - p)'}")
+    if joined:
+        notes.append("the expert's answer in every group, with its reward; L_off is LUFFY's shaped objective on it")
     drawn = f"{stage['prompts_per_step']} prompts with {stage['rollouts_per_prompt']} rollouts each"
     if terms != ["1 L_sft / N_sft"]:
         notes.append(f"{drawn} a step")

@@ -1,9 +1,10 @@
 """The objectives, one pure function per equation, and their weighted sum.
 
-    L = w_grpo L_grpo / N_grpo + w_sft L_sft / N_sft + w_adv L_adv / N_adv ( + w_kl L_kl / N_grpo )
+    L = w_grpo (L_grpo + L_off) / N_grpo + w_sft L_sft / N_sft + w_adv L_adv / N_adv ( + w_kl L_kl / N_grpo )
 
-with w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv. Every term returns a sum over tokens; the division by global
-counts happens once, in `weighted_sum`. A term with coefficient 0 is left out of the sum, not multiplied by 0.
+with w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv; L_off only where the expert's answers join the groups (LUFFY).
+Every term returns a sum over tokens; the division by global counts happens once, in `weighted_sum`. A term with
+coefficient 0 is left out of the sum, not multiplied by 0.
 """
 
 from __future__ import annotations
@@ -13,15 +14,28 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-TERMS = ("sft", "grpo", "adv", "kl")
+TERMS = ("sft", "grpo", "off_policy", "adv", "kl")
 
 
-def sft_loss(logprobs_T: Tensor, weights_T: Tensor, *, phi: bool) -> Tensor:
-    """L_sft = - sum_t w(p_t) log pi(y*_t); w = 1, or phi(p) = p (1 - p) without gradient (CHORD-phi, 2508.11408)."""
-    if phi:
+def sft_loss(logprobs_T: Tensor, weights_T: Tensor, *, weighting: str) -> Tensor:
+    """L_sft = - sum_t w(p_t) log pi(y*_t), no gradient through w.
+
+    `none`: w = 1; `phi`: w = p (1 - p) (CHORD-phi, 2508.11408); `dft`: w = p (DFT, 2508.05629). Never renormalised.
+    """
+    if weighting != "none":
         probabilities_T = logprobs_T.detach().exp()
-        weights_T = weights_T * probabilities_T * (1 - probabilities_T)
+        weights_T = weights_T * (probabilities_T if weighting == "dft" else probabilities_T * (1 - probabilities_T))
     return -(weights_T * logprobs_T).sum()
+
+
+def off_policy_loss(logprobs_T: Tensor, advantages_T: Tensor, weights_T: Tensor, *, gamma: float) -> Tensor:
+    """L_off = - sum_t w A p / (p + gamma), p = pi(y*_t): LUFFY's shaped objective on an expert's answer (2504.14945).
+
+    The expert's own probability is taken as 1, so p stands for the ratio; the gradient of log p is then weighted by
+    gamma p / (p + gamma)^2, the most on tokens that the policy finds unlikely.
+    """
+    probabilities_T = logprobs_T.exp()
+    return -(weights_T * advantages_T * probabilities_T / (probabilities_T + gamma)).sum()
 
 
 def sampler_correction(old_logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, clip: float) -> Tensor:
@@ -61,7 +75,7 @@ def weighted_sum(
 ) -> Tensor | None:
     """Sum of coefficient x sum / count over the terms present with a coefficient above 0; None if there is none.
 
-    `counts` are global: N_sft, N_grpo, N_adv and N_kl (= N_grpo) of the whole step over all ranks.
+    `counts` are global: N_sft, N_grpo (that of `off_policy` too), N_adv and N_kl of the whole step over all ranks.
     """
     total: Tensor | None = None
     for term in TERMS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from uniapl.constraints import verify_all
 from uniapl.records import Demonstration, Prompt, Rollout, Sample, TokenSequence
 from uniapl.seeding import stream_seed
 
+DISTINCT_TOKENS = 16
 KEPT_ROLLOUTS = 8  # rollouts a step that are kept for reading
 
 Group = tuple[Prompt, list[Rollout]]
@@ -117,9 +119,14 @@ def rollout_sequences(
     tokenizer: Any,
     shift: float = 0.0,
     scale: float = 1.0,
+    demonstrations: dict[str, Demonstration] | None = None,
 ) -> list[TokenSequence]:
-    """Token sequences with their advantages A and B; `coefficients` decides which terms they belong to."""
-    inside_reward = stage.adversarial_as == "reward"
+    """Token sequences with their advantages A and B; `coefficients` decides which terms they belong to.
+
+    Where `demonstrations` join the groups (LUFFY), each group's last sequence is the expert's: its reward counts in the
+    group's mean and std, and its term is L_off.
+    """
+    inside_reward, separate = stage.adversarial_as != "loss", stage.adversarial_as != "reward"
     uses_scores = coefficients["adv"] > 0
     utility_PK = torch.zeros(len(groups), stage.rollouts_per_prompt)
     if uses_scores:
@@ -129,10 +136,15 @@ def rollout_sequences(
     rewards_PK = torch.tensor([[r.reward or 0.0 for r in group] for _, group in groups])
     if uses_scores and inside_reward:
         rewards_PK = rewards_PK + coefficients["adv"] * utility_PK
+    if demonstrations is not None:
+        shown = [demonstrations[prompt.id] for prompt, _ in groups]
+        expert_P1 = torch.tensor([[float(all(d.followed))] for d in shown])
+        rewards_PK = torch.cat([rewards_PK, expert_P1], dim=1)
+        valid_PK = torch.cat([valid_PK, torch.ones_like(expert_P1, dtype=torch.bool)], dim=1)
     advantages_PK = group_advantages(rewards_PK, valid_PK, scale_by_std=stage.scale_rewards == "group")
     adversarial_PK = adversarial_advantages(utility_PK, scale_by_std=stage.adversarial_scale == "group")
     terms = {term for term in ("grpo", "kl") if coefficients[term] > 0}
-    if uses_scores and not inside_reward:
+    if uses_scores and separate:
         terms.add("adv")
     sequences = []
     for p, (prompt, group) in enumerate(groups):
@@ -148,6 +160,10 @@ def rollout_sequences(
                     sampler_logprobs=rollout.sample.logprobs,
                 )
             )
+        if demonstrations is not None:
+            answer = chat.completion_ids(tokenizer, demonstrations[prompt.id].text)
+            last = float(advantages_PK[p, -1])
+            sequences.append(TokenSequence(prompt_ids, answer, frozenset({"off_policy"}), advantage=last))
     return sequences
 
 
@@ -181,6 +197,7 @@ def summarize(groups: Sequence[Group], *, shift: float, scale: float) -> dict[st
         "groups__flat_share": 1 - sum(spread) / len(spread),
         "length__mean_tokens": mean([float(len(r.sample.token_ids)) for r in rollouts]),
         "length__truncated_share": mean([float(r.sample.finish_reason == "length") for r in rollouts]),
+        "diversity__distinct_2": mean([d for _, group in groups if (d := distinct_bigrams(group)) is not None]),
         "tokens__generated": sum(len(r.sample.token_ids) for r in rollouts),
     }
     if scores:
@@ -188,6 +205,16 @@ def summarize(groups: Sequence[Group], *, shift: float, scale: float) -> dict[st
         said["adv__score_mean"] = mean(scores)
         said["adv__utility_mean"] = mean([u for group in utility_PK for u in group])
     return said
+
+
+def distinct_bigrams(group: Sequence[Rollout]) -> float | None:
+    """Distinct bigrams as a share of all (distinct-2, Li et al., 1510.03055) of a prompt's rollouts; None without any.
+
+    Of the first tokens alone, since the share falls with the number of tokens and lengths differ between methods.
+    """
+    heads = [r.sample.token_ids[:DISTINCT_TOKENS] for r in group]
+    bigrams = [pair for ids in heads for pair in pairwise(ids)]
+    return len(set(bigrams)) / len(bigrams) if bigrams else None
 
 
 def mean(values: list[float]) -> float | None:

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from uniapl.batch import FILLER, ROLLOUT_TERMS, MicroBatch, layout, needs_gradient, split, term_counts
+from uniapl.batch import FILLER, MicroBatch, layout, needs_gradient, split, term_counts
 from uniapl.distributed import ALONE, Ranks, device, shard, under_forward, whole
 from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
 from uniapl.objectives import (
+    TERMS,
     clipped_surrogate_loss,
     kl_loss,
+    off_policy_loss,
     sampler_correction,
     sft_loss,
     weighted_sum,
@@ -52,9 +54,13 @@ def coefficient_at(coefficient: Coefficient, step: int) -> float:
 
 
 def coefficients_at(stage: StageSpec, step: int) -> dict[str, float]:
-    """The resolved weights of the four terms: w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv, w_kl."""
+    """The resolved weights of the terms: w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv, w_kl; w_grpo of L_off too."""
     mu = coefficient_at(stage.mu, step)
-    return {"sft": mu, "grpo": 1.0 - mu, "adv": coefficient_at(stage.lambda_adv, step), "kl": stage.w_kl}
+    off_policy = 1.0 - mu if stage.expert_in_groups else 0.0
+    return {
+        "sft": mu, "grpo": 1.0 - mu, "off_policy": off_policy, "adv": coefficient_at(stage.lambda_adv, step),
+        "kl": stage.w_kl,
+    }  # fmt: skip
 
 
 def learning_rate_at(stage: StageSpec, step: int) -> float:
@@ -200,12 +206,11 @@ class Sums:
 
     def over(self, ranks: Ranks) -> Sums:
         """The sums of all ranks together."""
-        terms = ("sft", *ROLLOUT_TERMS)
-        own = [self.losses.get(term, 0.0) for term in terms] + [float(term in self.losses) for term in terms]
+        own = [self.losses.get(term, 0.0) for term in TERMS] + [float(term in self.losses) for term in TERMS]
         own += [self.total, self.entropy, self.gap, self.clipped, self.rollout_tokens, self.trained_tokens]
         values = iter(ranks.sums(own))
-        losses = dict(zip(terms, values, strict=False))
-        present = dict(zip(terms, values, strict=False))
+        losses = dict(zip(TERMS, values, strict=False))
+        present = dict(zip(TERMS, values, strict=False))
         losses = {term: value for term, value in losses.items() if present[term]}
         total, entropy, gap, clipped, rollout_tokens, trained_tokens = values
         return Sums(losses, total, entropy, gap, clipped, int(rollout_tokens), int(trained_tokens))
@@ -224,7 +229,10 @@ def term_sums(
     sums = {}
     present = {term for term, w in coefficients.items() if w > 0 and bool(micro.select(term).any())}
     if "sft" in present:
-        sums["sft"] = sft_loss(logprobs_T, micro.weights_T["sft"], phi=stage.sft_weighting == "phi")
+        sums["sft"] = sft_loss(logprobs_T, micro.weights_T["sft"], weighting=stage.sft_weighting)
+    if "off_policy" in present:
+        on = micro.weights_T["off_policy"]
+        sums["off_policy"] = off_policy_loss(logprobs_T, micro.advantages_T, on, gamma=stage.shaping_gamma)
     # DEVIATION-CANDIDATE: adversarial-gradient: B takes the place of A in GRPO's surrogate (a score-function gradient).
     for term, advantages_T in (("grpo", micro.advantages_T), ("adv", micro.adversarial_T)):
         if term in present:

@@ -62,6 +62,6 @@ def test_curves_are_means_over_seeds_and_skip_steps_without_a_value(tmp_path: Pa
 
 
 def test_no_two_methods_share_colour_or_marker() -> None:
-    methods = ["base", "sft", "grpo", "sft.grpo", "uniapl", "grpo.grpo", "chord", "a_grpo", "a_sft"]
+    methods = ["base", "sft", "grpo", "sft.grpo", "uniapl", "grpo.grpo", "chord_phi", "a_grpo", "a_sft"]
     assert len({colour(m, methods) for m in methods}) == len(methods)
     assert len({marker(m, methods) for m in methods}) == len(methods)

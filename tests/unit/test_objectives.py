@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from uniapl.objectives import clipped_surrogate_loss, kl_loss, sampler_correction, sft_loss, weighted_sum
+from uniapl.objectives import (
+    clipped_surrogate_loss,
+    kl_loss,
+    off_policy_loss,
+    sampler_correction,
+    sft_loss,
+    weighted_sum,
+)
 
 LOG2 = math.log(2.0)
 
@@ -24,7 +31,7 @@ def gradient(loss: Tensor, of: Tensor) -> list[float]:
 def test_sft_is_the_negative_sum_of_weighted_logprobs() -> None:
     # -(1 x (-1) + 0 x (-2) + 1 x (-3)) = 4; the gradient is minus the weights.
     logprobs_T = leaf(-1.0, -2.0, -3.0)
-    loss = sft_loss(logprobs_T, torch.tensor([1.0, 0.0, 1.0]), phi=False)
+    loss = sft_loss(logprobs_T, torch.tensor([1.0, 0.0, 1.0]), weighting="none")
     assert loss.item() == 4.0
     assert gradient(loss, logprobs_T) == [-1.0, 0.0, -1.0]
 
@@ -32,11 +39,50 @@ def test_sft_is_the_negative_sum_of_weighted_logprobs() -> None:
 def test_phi_weighs_by_p_1_minus_p_without_gradient_through_the_weight() -> None:
     # p = 1/2: weight 1/4, -1/4 log 1/2 = 0.17329. p = 1/4: weight 3/16, -3/16 log 1/4 = 0.25993.
     logprobs_T = leaf(-LOG2, -2 * LOG2)
-    loss = sft_loss(logprobs_T, torch.ones(2), phi=True)
+    loss = sft_loss(logprobs_T, torch.ones(2), weighting="phi")
     assert loss.item() == pytest.approx(0.25 * LOG2 + 0.1875 * 2 * LOG2)
     assert gradient(loss, logprobs_T) == pytest.approx(
         [-0.25, -0.1875]
     )  # with gradient through phi: -0.25 + 0 and more
+
+
+def test_dft_weighs_by_p_without_gradient_through_the_weight() -> None:
+    # p = 1/2: -1/2 log 1/2; p = 1/4: -1/4 log 1/4; through p the gradient would be -(1/2)(1 + log 1/2) and so on
+    logprobs_T = leaf(-LOG2, -2 * LOG2)
+    loss = sft_loss(logprobs_T, torch.ones(2), weighting="dft")
+    assert loss.item() == pytest.approx(0.5 * LOG2 + 0.25 * 2 * LOG2)
+    assert gradient(loss, logprobs_T) == pytest.approx([-0.5, -0.25])
+
+
+def test_luffys_loss_reshapes_p_and_its_gradient_flows_through() -> None:
+    # p = 1/2, A = 2: -2 x 0.5 / 0.6 = -1.66667; p = 1/10, A = -1, weight 1/2: 0.5 x 0.1 / 0.2 = 0.25.
+    logprobs_T = leaf(math.log(0.5), math.log(0.1))
+    loss = off_policy_loss(logprobs_T, torch.tensor([2.0, -1.0]), torch.tensor([1.0, 0.5]), gamma=0.1)
+    assert loss.item() == pytest.approx(-2 * 0.5 / 0.6 + 0.25)
+    # -A w gamma p / (p + gamma)^2: -2 x 0.05 / 0.36 and 0.5 x 0.01 / 0.04
+    assert gradient(loss, logprobs_T) == pytest.approx([-2 * 0.05 / 0.36, 0.5 * 0.01 / 0.04])
+
+
+def test_every_gradient_is_the_finite_difference_of_its_loss_with_what_is_detached_held_fixed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    point_T = (-3 * torch.rand(6, generator=generator, dtype=torch.float64) - 0.05).requires_grad_(True)
+    advantages_T = torch.randn(6, generator=generator, dtype=torch.float64)
+    weights_T, ones_T = torch.rand(6, generator=generator, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    near_T = point_T.detach() + 0.05 * torch.randn(6, generator=generator, dtype=torch.float64)  # inside the clip
+    p_T = point_T.detach().exp()
+    losses = {
+        "off_policy": lambda x: off_policy_loss(x, advantages_T, weights_T, gamma=0.1),
+        "kl": lambda x: kl_loss(x, near_T, weights_T),
+        "surrogate": lambda x: clipped_surrogate_loss(
+            x, near_T, advantages_T, ones_T, weights_T, clip_low=0.2, clip_high=0.2
+        ),
+        "none": lambda x: sft_loss(x, weights_T, weighting="none"),
+    }
+    assert all(torch.autograd.gradcheck(loss, (point_T,)) for loss in losses.values())
+    # weights without gradient: those of the plain loss with the weights at this point
+    for weighting, fixed_T in (("phi", p_T * (1 - p_T)), ("dft", p_T)):
+        ours = gradient(sft_loss(point_T, weights_T, weighting=weighting), point_T)
+        assert ours == pytest.approx((-weights_T * fixed_T).tolist())
 
 
 def test_the_sampler_correction_is_truncated_at_c_only_above_and_detached() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from uniapl import rollouts
+from uniapl.batch import needs_gradient, term_counts
 from uniapl.config import StageSpec
 from uniapl.constraints import Verdict
 from uniapl.records import Demonstration, Prompt, Rollout, Sample
@@ -135,6 +136,46 @@ def test_inside_the_reward_the_utility_is_added_with_its_coefficient_and_there_i
     assert [s.advantage for s in made] == pytest.approx([half, -half, 0.0, 0.0], abs=1e-6)
     assert {s.terms for s in made} == {frozenset({"grpo"})}
     assert {s.adversarial_advantage for s in made} == {0.0}
+
+
+def test_distinct_bigrams_are_counted_over_a_prompts_rollouts_and_their_first_tokens() -> None:
+    def rollout(ids: list[int]) -> Rollout:
+        return Rollout("p", 0, Sample(ids, [0.0] * len(ids), "stop"), "x")
+
+    # (1,2) (2,3) and (1,2) (2,4): 3 different ones of 4
+    assert rollouts.distinct_bigrams([rollout([1, 2, 3]), rollout([1, 2, 4])]) == 0.75
+    assert rollouts.distinct_bigrams([rollout([*range(16), 7, 7, 7, 7])]) == 1.0  # what comes later does not count
+    assert rollouts.distinct_bigrams([rollout([5]), rollout([])]) is None
+
+
+def test_both_ways_at_once_use_the_same_coefficient_in_reward_and_loss() -> None:
+    groups = groups_with([[1.0, 0.0], [0.0, 0.0]], [[0.0, math.log(3)], [0.0, 0.0]])
+    made = {}
+    for way in ("loss", "reward", "both"):
+        stage = stage_spec(adversarial_as=way)
+        made[way] = rollout_sequences(groups, stage, coefficients_at(stage, 0), tokenizer=Letters())
+    assert [s.advantage for s in made["both"]] == [s.advantage for s in made["reward"]]
+    assert [s.adversarial_advantage for s in made["both"]] == [s.adversarial_advantage for s in made["loss"]]
+    assert {s.terms for s in made["both"]} == {frozenset({"grpo", "adv"})}
+
+
+def test_the_experts_answer_joins_its_group_and_its_reward_the_groups_mean() -> None:
+    # Rewards 1, 0 and the expert's 1: mean 2/3. Rewards 0, 0 and an expert's answer that fails too: no spread.
+    right, wrong = (Demonstration(p.id, "train", 0, "ab", "", (), (p is PROMPTS[0],), 3) for p in PROMPTS)
+    groups = groups_with([[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]])
+    stage = stage_spec(mu=0.0, lambda_adv=0.0, expert_in_groups=True)
+    made = rollout_sequences(
+        groups, stage, coefficients_at(stage, 0), tokenizer=Letters(), demonstrations={"p0": right, "p1": wrong}
+    )
+    assert [s.advantage for s in made] == pytest.approx([1 / 3, -2 / 3, 1 / 3, 0.0, 0.0, 0.0])
+    assert [sorted(s.terms) for s in made] == 2 * [["grpo"], ["grpo"], ["off_policy"]]
+    assert made[2].completion_ids == [97, 98, 0]
+    assert made[2].prompt_ids == made[0].prompt_ids
+    needed = [needs_gradient(s, coefficients_at(stage, 0)) for s in made]
+    assert needed == [True, True, True, False, False, False]
+    # N_grpo counts the expert's answers: 4 rollouts of 2 tokens, 2 demonstrations of 3 tokens.
+    assert term_counts(made, normalization="dapo") == {"sft": 0, "grpo": 14, "off_policy": 14, "adv": 8, "kl": 8}
+    assert term_counts(made, normalization="dr_grpo")["off_policy"] == 6
 
 
 def test_a_rollout_without_a_reward_still_has_its_adversarial_advantage() -> None:

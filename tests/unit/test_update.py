@@ -98,9 +98,12 @@ def test_a_schedule_warms_up_linearly_then_decays_by_cosine_to_its_valley() -> N
 
 
 def test_the_papers_coefficients_resolve_to_the_weights_of_the_terms() -> None:
-    assert coefficients_at(stage_spec(), 0) == {"sft": 0.1, "grpo": 0.9, "adv": 0.2, "kl": 0.0}
+    off = {"off_policy": 0.0}
+    assert coefficients_at(stage_spec(), 0) == {"sft": 0.1, "grpo": 0.9, "adv": 0.2, "kl": 0.0} | off
     scheduled = stage_spec(mu=ScheduleSpec(peak=1.0, valley=0.0, decay_steps=2), w_kl=0.05)
-    assert coefficients_at(scheduled, 1) == pytest.approx({"sft": 0.5, "grpo": 0.5, "adv": 0.2, "kl": 0.05})
+    assert coefficients_at(scheduled, 1) == pytest.approx({"sft": 0.5, "grpo": 0.5, "adv": 0.2, "kl": 0.05} | off)
+    joined = coefficients_at(stage_spec(mu=0.25, expert_in_groups=True), 0)
+    assert joined["off_policy"] == joined["grpo"] == 0.75  # L_off is part of the groups' loss
 
 
 def test_the_learning_rate_warms_up_and_then_stays() -> None:

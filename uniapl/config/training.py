@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from uniapl.config.base import KEPT_LOGITS_BYTES, LOGITS_BYTES, Count, Positive, Spec
+from uniapl.config.base import KEPT_LOGITS_BYTES, LOGITS_BYTES, Count, Positive, Spec, later
 
 
 class SamplerSpec(Spec):
@@ -50,17 +50,36 @@ class StageSpec(Spec):
         gt=0, description="AdamW; not stated; ours, one for all methods with L_grpo, one for SFT."
     )
     warmup_steps: Count = Field(2, description="Linear warm-up of the learning rate; ours.")
-    sft_weighting: Literal["none", "phi"] = Field("none", description="phi: CHORD-phi's p(1-p), detached.")
+    data_seed: int | None = later(None, description="Of the order of prompts and demonstrations; the run's, if none.")
+    sft_weighting: Literal["none", "phi", "dft"] = Field(
+        "none", description="phi: CHORD-phi's p(1-p); dft: DFT's p; both detached."
+    )
+    expert_in_groups: bool = later(
+        False, description="The expert's answer joins its prompt's group, with a reward and the term L_off (LUFFY)."
+    )
+    shaping_gamma: float = later(0.1, gt=0, description="gamma in L_off's p / (p + gamma); LUFFY's.")
     normalization: Literal["dapo", "grpo", "dr_grpo"] = Field(
         "dapo", description="TRL's loss_type; dapo is its default."
     )
     scale_rewards: Literal["group", "none"] = Field("group", description="Divide A by the group's std; TRL's default.")
     clip_low: float = Field(0.2, gt=0, lt=1, description="epsilon_low; not stated; TRL's default.")
     clip_high: float = Field(0.2, gt=0, description="epsilon_high; not stated; TRL's default.")
-    adversarial_as: Literal["loss", "reward"] = Field(
-        "loss", description="A separate loss (paper) or inside the reward (C7)."
+    adversarial_as: Literal["loss", "reward", "both"] = Field(
+        "loss", description="A separate loss (paper), inside the reward (C7), or both with the same weight."
     )
     adversarial_scale: Literal["none", "group"] = Field("none", description="Divide B by the group's std; off is ours.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shares(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A schedule's `decay_share` of the stage's steps, in steps."""
+        resolved = dict(values)
+        for key in ("mu", "lambda_adv"):
+            schedule = resolved.get(key)
+            if isinstance(schedule, dict) and "decay_share" in schedule:
+                rest = {name: value for name, value in schedule.items() if name != "decay_share"}
+                resolved[key] = rest | {"decay_steps": round(schedule["decay_share"] * resolved.get("steps", 0))}
+        return resolved
 
     @model_validator(mode="after")
     def _possible(self) -> StageSpec:
@@ -69,8 +88,15 @@ class StageSpec(Spec):
             raise ValueError(f"mu = {largest} is above 1, so that w_grpo = 1 - mu would be negative")
         if not self.ever(self.mu) and not self.draws_rollouts:
             raise ValueError("mu and lambda_adv are 0 and w_grpo never above 0: nothing would be trained")
-        if self.adversarial_as == "reward" and self.always_one:
-            raise ValueError("adversarial_as: reward needs mu below 1, since the reward only enters L_grpo")
+        if self.adversarial_as != "loss" and self.always_one:
+            raise ValueError(
+                f"adversarial_as: {self.adversarial_as} needs mu below 1, since the reward only enters L_grpo"
+            )
+        if self.expert_in_groups and self.adversarial_as != "loss":
+            raise ValueError(
+                f"adversarial_as: {self.adversarial_as} with expert_in_groups: the expert's answer has no score "
+                f"against itself; use adversarial_as: loss"
+            )
         return self
 
     @staticmethod
@@ -93,9 +119,9 @@ class StageSpec(Spec):
         return not self.always_one or self.ever(self.lambda_adv)
 
     @property
-    def draws_demonstrations(self) -> bool:
-        """A step trains on demonstrations."""
-        return self.ever(self.mu)
+    def demonstrations_trained(self) -> int:
+        """Demonstrations that a step trains on at most: those of L_sft, and those in its groups."""
+        return self.ever(self.mu) * self.demonstrations_per_step + self.expert_in_groups * self.prompts_per_step
 
 
 class TrainSpec(Spec):
