@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
@@ -64,8 +65,8 @@ class Checkpoints:
         """Steps of the complete checkpoints, oldest first."""
         return sorted(int(path.parent.name.removeprefix("step_")) for path in self._folder.glob(f"step_*/{COMPLETE}"))
 
-    def save(self, step: int, *, model: Any, optimizer: Any) -> None:
-        """Write the state after `step` steps; the oldest beyond `kept` go once it is whole.
+    def save(self, step: int, *, model: Any, optimizer: Any, others: dict[str, Tensor] | None = None) -> None:
+        """Write the state after `step` steps, `others` with it; the oldest beyond `kept` go once it is whole.
 
         Raise OSError where the disk is full: of this one, or, in the background, of the one before. Of several ranks
         each writes its shards, the first does the rest.
@@ -80,7 +81,7 @@ class Checkpoints:
             temporary.mkdir(parents=True)
         self.ranks.wait()
         model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
+        state = {"model": model_state, "optimizer": optimizer_state} | ({"others": others} if others else {})
         alone = self.ranks.size == 1
         with self._disk_errors(step), _quiet():
             if self.background:
@@ -129,8 +130,10 @@ class Checkpoints:
             shutil.rmtree(self._folder / f"partial_{step:06d}", ignore_errors=True)
             raise _as_disk_error(error, self._directory(step)) from error
 
-    def load_newest(self, *, model: Any, optimizer: Any) -> int:
+    def load_newest(self, *, model: Any, optimizer: Any, others: dict[str, Tensor] | None = None) -> int:
         """Load the newest complete checkpoint in place, of whatever number of ranks; return its step, 0 without one.
+
+        `others` are written into, as they were given to `save`.
 
         Raise ValueError where the checkpoint belongs to another config.
         """
@@ -149,7 +152,7 @@ class Checkpoints:
                 f"move the checkpoints away to start this run afresh"
             )
         model_state, optimizer_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optimizer": optimizer_state}
+        state = {"model": model_state, "optimizer": optimizer_state} | ({"others": others} if others else {})
         with _quiet():
             dcp.load(state, checkpoint_id=str(newest), no_dist=self.ranks.size == 1)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])

@@ -12,6 +12,7 @@ draft of the base model for that prompt. Prompts for the head, for AUC, b and ta
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +29,16 @@ from transformers import AutoModel
 from uniapl import chat, models
 from uniapl.attention import decoder_states
 from uniapl.batch import scoring_batches
-from uniapl.config import DataSpec, DiscriminatorSpec, FeaturesSpec, MachineSpec, PolarSpec, read_discriminator
+from uniapl.config import (
+    ControlSpec,
+    DataSpec,
+    DiscriminatorSpec,
+    FeaturesSpec,
+    HeadSpec,
+    MachineSpec,
+    PolarSpec,
+    read_discriminator,
+)
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
 from uniapl.discriminator_measures import Group, Item, measure, shift_and_scale
 from uniapl.distributed import device
@@ -48,9 +58,10 @@ USABLE_AUC = 0.6  # below it, without length, the report says that the adversari
 class FrozenStates:
     """The base model's first layers, and the pooled states of answers after their rendered prompt."""
 
-    def __init__(self, model_directory: Path, *, layer: int, micro_batch_tokens: int, dtype: str) -> None:
+    def __init__(self, model_directory: Path, *, layer: int | None, micro_batch_tokens: int, dtype: str) -> None:
         weights = models.weights_directory(model_directory)
         model = AutoModel.from_pretrained(weights, dtype=getattr(torch, dtype), local_files_only=True)
+        layer = layer or max(1, len(model.layers) // 2)
         if layer > len(model.layers):
             raise ValueError(
                 f"discriminator.layer = {layer}: the model has {len(model.layers)} layers; choose at most that"
@@ -84,6 +95,31 @@ class FrozenStates:
             for index, states_SD in zip(indices, states_TD.split([len(answers[i]) for i in indices]), strict=True):
                 pooled[index] = torch.cat([states_SD[1:].mean(0), states_SD[-1]])
         return torch.stack(pooled).cpu()
+
+
+class ControlNumbers:
+    """In the place of states, two numbers of a text: of its length in tokens, or noise that hangs on the text alone."""
+
+    def __init__(self, model_directory: Path, spec: ControlSpec) -> None:
+        self.spec, self.tokenizer = spec, models.load_tokenizer(models.weights_directory(model_directory))
+
+    def pool(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """As `FrozenStates.pool`: (len(texts), 2)."""
+        if self.spec.reads == "length":
+            lengths = [len(chat.completion_ids(self.tokenizer, text)) for text in texts]
+            return torch.tensor([[float(length), math.log1p(length)] for length in lengths])
+        rows = []
+        for prompt, text in zip(prompts, texts, strict=True):
+            rng = stream(self.spec.seed, "discriminator", "noise", prompt, text)
+            rows.append([rng.gauss(0, 1), rng.gauss(0, 1)])
+        return torch.tensor(rows)
+
+
+def open_states(model: Path, spec: FeaturesSpec | ControlSpec, *, compute: str) -> FrozenStates | ControlNumbers:
+    """What a head reads of texts."""
+    if isinstance(spec, ControlSpec):
+        return ControlNumbers(model, spec)
+    return FrozenStates(model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
 
 
 def fit_projection(states_ND: Tensor, num_components: int) -> dict[str, Tensor]:
@@ -129,9 +165,9 @@ class Triple:
     negative: int
 
 
-def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: FeaturesSpec) -> dict[str, Tensor]:
+def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: HeadSpec) -> dict[str, Tensor]:
     """Fit the head: minimise the mean of -log sigmoid(s(positive) - s(negative)) with AdamW on the CPU."""
-    head = fit_projection(states_ND, spec.num_components)
+    head = fit_projection(states_ND, spec.num_components if isinstance(spec, FeaturesSpec) else states_ND.shape[1])
     rows_NC = project(head, states_ND)
     references, positives, negatives = (
         rows_NC[[getattr(triple, name) for triple in triples]] for name in ("reference", "positive", "negative")
@@ -162,7 +198,9 @@ def train_head(states_ND: Tensor, triples: Sequence[Triple], spec: FeaturesSpec)
 class Discriminator:
     """D with its fixed b (`shift`) and tau (`scale`): B_k comes from log sigmoid((s_k - b) / tau)."""
 
-    def __init__(self, states: FrozenStates, head: dict[str, Tensor], *, shift: float, scale: float) -> None:
+    def __init__(
+        self, states: FrozenStates | ControlNumbers, head: dict[str, Tensor], *, shift: float, scale: float
+    ) -> None:
         self.states, self.head, self.shift, self.scale = states, head, shift, scale
 
     def score(self, prompts: Sequence[str], references: Sequence[str], candidates: Sequence[str]) -> list[float]:
@@ -188,7 +226,7 @@ def load_discriminator(
     if isinstance(spec, PolarSpec):
         polar = open_polar(spec, machine)
         return fixed_polar(polar, directory, shift=manifest["shift"], scale=manifest["scale"])
-    states = FrozenStates(model_directory, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
+    states = open_states(model_directory, spec, compute=compute)
     return Discriminator(states, load_file(directory / HEAD_FILE), shift=manifest["shift"], scale=manifest["scale"])
 
 
@@ -262,7 +300,7 @@ def score_groups(head: dict[str, Tensor], states_ND: Tensor, examples: Sequence[
     return groups
 
 
-def _pooled(states: FrozenStates, examples: Sequence[Example]) -> Tensor:
+def _pooled(states: FrozenStates | ControlNumbers, examples: Sequence[Example]) -> Tensor:
     items = [(example.prompt.text, item.text) for example in examples for item in example.items]
     return states.pool([prompt for prompt, _ in items], [text for _, text in items])
 
@@ -299,9 +337,10 @@ def unscored_groups(examples: Sequence[Example]) -> list[Group]:
 
 
 def _train_features(
-    directory: Path, spec: FeaturesSpec, train: Sequence[Example], test: Sequence[Example], *, model: Path, compute: str
-) -> Fixed:
-    states = FrozenStates(model, layer=spec.layer, micro_batch_tokens=spec.micro_batch_tokens, dtype=compute)
+    directory: Path, spec: FeaturesSpec | ControlSpec, train: Sequence[Example], test: Sequence[Example], *,
+    model: Path, compute: str,
+) -> Fixed:  # fmt: skip
+    states = open_states(model, spec, compute=compute)
     triples, train_states = make_triples(train), _pooled(states, train)
     head = train_head(train_states, triples, spec)
     scoring = time.monotonic()
@@ -340,7 +379,7 @@ def main(
     )
     expert = read_demonstrations(demonstrations / "demonstrations.jsonl")
     samples = [row for _, row in read_jsonl(demonstrations / "samples.jsonl")]
-    num_negatives = spec.num_negatives if isinstance(spec, FeaturesSpec) else None
+    num_negatives = None if isinstance(spec, PolarSpec) else spec.num_negatives
     train = make_examples(head_prompts, expert, samples, num_negatives=num_negatives, seed=spec.seed)
     test = make_examples(test_prompts, expert, samples, num_negatives=None, seed=spec.seed)
     for name, examples in (("num_discriminator", train), ("num_discriminator_test", test)):

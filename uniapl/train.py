@@ -18,9 +18,10 @@ import torch
 
 from uniapl import chat, distributed, models, tracking
 from uniapl.checkpoint import Checkpoints, remove_checkpoints
-from uniapl.config import DataSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec, read_discriminator
+from uniapl.config import DataSpec, FeaturesSpec, MachineSpec, SamplerSpec, StageSpec, TrainSpec, read_discriminator
+from uniapl.cotraining import CotrainedDiscriminator, Judged, told_apart
 from uniapl.data import draw, policy_prompts, read_prompts
-from uniapl.discriminator import load_discriminator
+from uniapl.discriminator import Discriminator, load_discriminator
 from uniapl.distributed import ALONE, Ranks, whole_weights
 from uniapl.entry import LEASE, Interruption, SharedError, run_stage
 from uniapl.model_card import CARD, write_card
@@ -45,6 +46,8 @@ from uniapl.update import NotFiniteError, Policy, coefficients_at, make_policy, 
 FINISHED = "finished.json"  # the manifest under a name that snakemake does not know, and so never removes
 PROBED_DEMONSTRATIONS = 8
 PROBED_ROLLOUTS = 16  # spread evenly over the step's
+PROBED_PROMPTS = 16  # of the discriminator's test prompts, with one answer each
+PRACTICE_ROLLOUTS = 2  # answers to each prompt that a co-trained discriminator learns from
 AGREEMENT_PROMPTS = 8  # on whose greedy answers sampler and trainer are compared after a push: one may end at once,
 AGREEMENT_TOKENS = 24  # and a single token's log-prob is rounded by 0.1 nats in bfloat16
 AGREEMENT_NATS = {"float32": 0.01, "bfloat16": 0.1}  # mean difference of its tokens' log-probs that stops the run
@@ -84,6 +87,7 @@ class Loop:
     discriminator: Scores
     expert: Expert
     interruption: Interruption | None = None
+    judged: Judged | None = None  # the discriminator's own prompts, where it is held against the policy
 
     def step(self, step: int) -> tuple[dict[str, Any], list[Group]]:
         """One step, counted from 0: returns the log's row and the groups. Raise Interrupted before anything changed."""
@@ -91,22 +95,32 @@ class Loop:
         stage, policy = self.stage, self.policy
         coefficients = coefficients_at(stage, step)
         seed, stage_index = self.seed_parts
-        drawn: dict[str, Any] = {"seed": seed, "stage": stage_index, "step": step}
+        order = seed if stage.data_seed is None else stage.data_seed
+        drawn: dict[str, Any] = {"seed": order, "stage": stage_index, "step": step}
         groups: list[Group] = []
+        practice: list[Group] = []  # answers that a co-trained discriminator learns from
+        tested: list[Group] = []  # answers that measure its AUC
+        probing = step % policy.settings.probe_every == 0 or step == stage.steps - 1
+        sampling = self.sampler is not None and (coefficients["grpo"] > 0 or coefficients["adv"] > 0)
+        testing = sampling and probing and self.judged is not None and bool(self.judged.test)
+        learning = coefficients["adv"] > 0 and isinstance(self.discriminator, CotrainedDiscriminator)
         clock = Clock()
         self.begin(step, "sample")
         with clock("sample"):
-            if self.sampler is not None and (coefficients["grpo"] > 0 or coefficients["adv"] > 0):
+            if sampling:
                 items = list(self.expert.prompts.values())
                 prompts = draw(items, source="prompts", count=stage.prompts_per_step, **drawn)
-                groups = collect(
-                    self.sampler, policy.ranks.share(prompts), tokenizer=policy.tokenizer,
-                    num_rollouts=stage.rollouts_per_prompt,
-                    seed_parts=(*self.seed_parts, step), max_new_tokens=policy.max_new_tokens,
-                    temperature=policy.settings.temperature,
-                )  # fmt: skip
+                groups = self._collect(prompts, stage.rollouts_per_prompt, step)
+            if learning:
+                own = list(self.judged.train.values())
+                prompts = draw(own, source="discriminator", count=self.discriminator.prompts_per_step, **drawn)
+                practice = self._collect(prompts, PRACTICE_ROLLOUTS, step, "practice")
+        with clock("probe"):
+            if testing:
+                tested = self._collect(list(self.judged.test.values())[:PROBED_PROMPTS], 1, step, "tested")
+        with clock("sample"):
+            if sampling:
                 self.sampler.sleep()
-        probing = step % policy.settings.probe_every == 0 or step == stage.steps - 1
         self.begin(step, "score")
         with clock("score"):
             judge(groups)
@@ -116,12 +130,13 @@ class Loop:
             if probing and coefficients["adv"] == 0:
                 score(groups, self.discriminator, self.expert.demonstrations)
         self.begin(step, "exchange")
-        groups = self._of_all_ranks(groups)
+        groups = self._of_all_ranks(groups, self.expert.prompts)
         sequences = rollout_sequences(
             groups, stage, coefficients, tokenizer=policy.tokenizer,
             shift=self.discriminator.shift, scale=self.discriminator.scale,
+            demonstrations=self.expert.demonstrations if stage.expert_in_groups else None,
         ) if groups else []  # fmt: skip
-        rollouts = list(sequences)
+        rollouts = [sequence for sequence in sequences if "off_policy" not in sequence.terms]
         if coefficients["sft"] > 0:
             items = list(self.expert.demonstrations.values())
             own = [self.expert.demonstrations[prompt.id] for prompt, _ in groups][: stage.demonstrations_per_step]
@@ -130,6 +145,12 @@ class Loop:
             sequences += demonstration_sequences(shown, self.expert.prompts, tokenizer=policy.tokenizer)
         with clock("probe"):
             probed = self._probe(rollouts) if probing else {}
+            if testing:
+                tested = self._of_all_ranks(tested, self.judged.test)
+                probed["adv__auc"] = told_apart(self.discriminator, self.judged, tested)
+        with clock("score"):
+            if learning:
+                probed["adv__cotrained_loss"] = self._cotrain(practice)
         with clock("update"):
             losses = self._update(sequences, coefficients, step)
         policy.ranks.mark(f"step {step + 1}: push")  # not to be given up: the weights are those of this step
@@ -144,6 +165,10 @@ class Loop:
             seconds__step=round(time.perf_counter() - began, 4),
         )  # fmt: skip
         return row, groups
+
+    def others(self) -> dict[str, torch.Tensor] | None:
+        """What a checkpoint keeps beside model and optimizer: the state of a discriminator that learns."""
+        return self.discriminator.state() if isinstance(self.discriminator, CotrainedDiscriminator) else None
 
     def begin(self, step: int, what: str) -> None:
         """Note what begins. Raise Interrupted on all ranks where one was asked to stop."""
@@ -185,16 +210,37 @@ class Loop:
                 f"set sampler.kind to hf and report this model"
             )
 
-    def _of_all_ranks(self, groups: list[Group]) -> list[Group]:
-        """The step's groups in the order of its prompts, on every rank."""
+    def _collect(self, prompts: list[Prompt], num_rollouts: int, step: int, *use: str) -> list[Group]:
+        """Answers to this rank's share of the prompts; `use` names what else than the step's rollouts they are for."""
+        assert self.sampler is not None
+        policy = self.policy
+        return collect(
+            self.sampler, policy.ranks.share(prompts), tokenizer=policy.tokenizer, num_rollouts=num_rollouts,
+            seed_parts=(*self.seed_parts, step, *use), max_new_tokens=policy.max_new_tokens,
+            temperature=policy.settings.temperature,
+        )  # fmt: skip
+
+    def _cotrain(self, practice: list[Group]) -> float:
+        """One step of the discriminator's head, on the first rank, whose weights all take; returns its loss."""
+        assert self.judged is not None
+        assert isinstance(self.discriminator, CotrainedDiscriminator)
+        ranks, told = self.policy.ranks, []
+        practice = self._of_all_ranks(practice, self.judged.train)
+        if ranks.first:
+            loss = self.discriminator.learn(self.judged, practice)
+            told = [{"loss": loss, "weights": self.discriminator.weights() if ranks.size > 1 else {}}]
+        told = ranks.collect(told)
+        if not ranks.first:
+            self.discriminator.agree(told[0]["weights"])
+        return told[0]["loss"]
+
+    def _of_all_ranks(self, groups: list[Group], prompts: dict[str, Prompt]) -> list[Group]:
+        """The ranks' groups in the order of their prompts, on every rank."""
         ranks = self.policy.ranks
         if ranks.size == 1:
             return groups
         rows = [{"prompt": prompt.id, "rollouts": [asdict(r) for r in group]} for prompt, group in groups]
-        return [
-            (self.expert.prompts[row["prompt"]], [Rollout.read(r) for r in row["rollouts"]])
-            for row in ranks.collect(rows)
-        ]
+        return [(prompts[row["prompt"]], [Rollout.read(r) for r in row["rollouts"]]) for row in ranks.collect(rows)]
 
     def _update(self, sequences: list[TokenSequence], coefficients: dict[str, float], step: int) -> dict[str, Any]:
         """Update; where it is not finite, keep the step's sequences beside the log."""
@@ -252,13 +298,16 @@ def main(
         sampler = None
         if stage.draws_rollouts:
             sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
+        judge = read_discriminator(config["discriminator"])
+        data_spec = DataSpec(**config["data"])
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
-            load_discriminator(
-                discriminator, model, read_discriminator(config["discriminator"]), compute=compute, machine=machine
-            ),
-            Expert.read(data, demonstrations, DataSpec(**config["data"])), interruption,
+            load_discriminator(discriminator, model, judge, compute=compute, machine=machine),
+            Expert.read(data, demonstrations, data_spec), interruption, Judged.read(data, demonstrations, data_spec),
         )  # fmt: skip
+        if isinstance(judge, FeaturesSpec) and judge.cotrained_prompts:
+            assert isinstance(loop.discriminator, Discriminator)
+            loop.discriminator = CotrainedDiscriminator(loop.discriminator, judge)
         checkpoints = Checkpoints(
             directory, config_hash_of(directory), ranks,
             kept=machine.checkpoints_kept, background=policy.device.type == "cuda",
@@ -303,7 +352,8 @@ def run_steps(loop: Loop, checkpoints: Checkpoints, trackers: Trackers, *, name:
     """All steps from the newest checkpoint on, with log and progress; leaves the process where it was interrupted."""
     policy, ranks = loop.policy, loop.policy.ranks
     ranks.mark("loading the checkpoint")
-    done = checkpoints.load_newest(model=policy.model, optimizer=policy.optimizer)
+    state = {"model": policy.model, "optimizer": policy.optimizer, "others": loop.others()}
+    done = checkpoints.load_newest(**state)
     if loop.sampler is not None:
         ranks.mark("first push")
         loop.push(loop.sampler)
@@ -329,7 +379,7 @@ def run_steps(loop: Loop, checkpoints: Checkpoints, trackers: Trackers, *, name:
         checkpoints.poll()
         if step + 1 == loop.stage.steps or (step + 1) % policy.settings.checkpoint_every == 0:
             ranks.mark(f"step {step + 1}: checkpoint")
-            checkpoints.save(step + 1, model=policy.model, optimizer=policy.optimizer)
+            checkpoints.save(step + 1, **state)
     checkpoints.finish()
 
 
@@ -337,7 +387,7 @@ def save_and_leave(loop: Loop, checkpoints: Checkpoints, step: int, *, name: str
     """Save the state after `step` steps and leave with the code of the interruption."""
     assert loop.interruption is not None
     if step:
-        checkpoints.save(step, model=loop.policy.model, optimizer=loop.policy.optimizer)
+        checkpoints.save(step, model=loop.policy.model, optimizer=loop.policy.optimizer, others=loop.others())
         checkpoints.finish()
     if loop.policy.ranks.first:
         saved = f"step {step} is saved, the same command goes on from there" if step else "nothing was trained yet"

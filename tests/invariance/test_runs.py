@@ -29,8 +29,11 @@ from tests.invariance.small_step import (
     without,
 )
 from uniapl import train
-from uniapl.config import MachineSpec
+from uniapl.config import FeaturesSpec, MachineSpec, StageSpec
+from uniapl.discriminator import Discriminator, FrozenStates, Triple, train_head
 from uniapl.entry import SharedError
+from uniapl.layers import load_stage
+from uniapl.records import Demonstration, write_jsonl
 from uniapl.runlog import read_rows
 from uniapl.tracking import PACKAGES
 
@@ -47,6 +50,11 @@ def trajectory(
     return timeless(rows), weights_of(loop.policy.model)
 
 
+def resolved(name: str) -> StageSpec:
+    """A stage as its file in config/methods says."""
+    return load_stage(name, [], "test")
+
+
 @pytest.fixture(scope="module")
 def grpo(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return trajectory(setting, tmp_path_factory.mktemp("grpo"), stage_spec("grpo"), HashDiscriminator())
@@ -56,6 +64,54 @@ def test_uniapl_without_its_coefficients_is_grpo_bit_for_bit(setting: Setting, g
     rows, weights = trajectory(setting, tmp_path, stage_spec("uniapl", mu=0.0, lambda_adv=0.0), HashDiscriminator())
     assert rows == grpo[0]
     assert same_bits(weights, grpo[1])
+
+
+def test_uniapl_without_its_adversarial_term_is_chord_mu_in_config_and_bits(setting: Setting, tmp_path: Path) -> None:
+    ours, chord = (resolved(name).model_dump(exclude={"name", "title"}) for name in ("uniapl", "chord_mu"))
+    assert ours | {"lambda_adv": 0.0} == chord
+    with_term, without_term = stage_spec("uniapl", mu=0.3, lambda_adv=0.0), stage_spec("chord_mu", mu=0.3)
+    found = [
+        trajectory(setting, tmp_path / stage.name, stage, HashDiscriminator(), steps=3)
+        for stage in (with_term, without_term)
+    ]
+    assert found[0][0] == found[1][0]
+    assert found[0][0][0]["loss/sft"] > 0
+    assert found[0][0][0]["loss/grpo"] is not None
+    assert same_bits(found[0][1], found[1][1])
+
+
+def test_chord_mu_is_grpo_at_mu_0_and_sft_at_mu_1(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
+    rows, weights = trajectory(setting, tmp_path / "0", stage_spec("chord_mu", mu=0.0), HashDiscriminator())
+    assert rows == grpo[0]
+    assert same_bits(weights, grpo[1])
+    loops = [
+        setting.loop(tmp_path / name, stage_spec(name, mu=1.0), HashDiscriminator()) for name in ("chord_mu", "sft")
+    ]
+    ends = [timeless([loop.step(step)[0] for step in range(3)]) for loop in loops]
+    assert [row["tokens/generated"] for row in ends[0]] == [0, 0, 0], "no rollouts where all their weights are 0"
+    assert ends[0] == ends[1]
+    assert ends[0][2]["loss/sft"] < ends[0][0]["loss/sft"]
+    assert same_bits(*(weights_of(loop.policy.model) for loop in loops))
+
+
+def test_a_grpo_with_lambda_0_is_grpo(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
+    rows, weights = trajectory(setting, tmp_path, stage_spec("a_grpo", mu=0.0, lambda_adv=0.0), HashDiscriminator())
+    assert rows == grpo[0]
+    assert same_bits(weights, grpo[1])
+    assert resolved("a_grpo").model_dump(exclude={"name", "title", "lambda_adv"}) == resolved("grpo").model_dump(
+        exclude={"name", "title", "lambda_adv"}
+    )
+
+
+def test_luffy_trains_on_the_experts_answer_in_every_group(setting: Setting, tmp_path: Path) -> None:
+    settings = {"mu": 0.0, "normalization": "dr_grpo", "scale_rewards": "none"}
+    plain, _ = trajectory(setting, tmp_path / "without", stage_spec("grpo", **settings), HashDiscriminator(), steps=1)
+    joined = stage_spec("luffy", expert_in_groups=True, **settings)
+    rows, _ = trajectory(setting, tmp_path / "with", joined, HashDiscriminator(), steps=2)
+    assert rows[0]["tokens/generated"] == plain[0]["tokens/generated"]
+    assert rows[0]["tokens/trained"] > plain[0]["tokens/trained"]
+    assert rows[0]["loss/off_policy"] < 0 < rows[0]["grad/norm"]  # the expert's answer is better than the mean
+    assert plain[0]["loss/off_policy"] is None
 
 
 def test_a_switched_off_discriminator_may_return_nan(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
@@ -81,6 +137,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     assert rows == grpo[0][:3]
     other, _ = trajectory(setting, tmp_path, stage_spec("grpo"), HashDiscriminator(), seed=1, steps=1)
     assert other[0] != grpo[0][0]
+
+
+def test_a_data_seed_gives_other_seeds_the_same_prompts_and_demonstrations_and_other_rollouts(
+    setting: Setting, tmp_path: Path
+) -> None:
+    stage = stage_spec("uniapl", mu=0.3, data_seed=0)
+    loops = [setting.loop(tmp_path, stage, HashDiscriminator(), seed=seed) for seed in (0, 1)]
+    loops.append(setting.loop(tmp_path, stage_spec("uniapl", mu=0.3), HashDiscriminator()))
+    rows, groups = zip(*(loop.step(0) for loop in loops), strict=True)
+    prompts = [[prompt.id for prompt, _ in found] for found in groups]
+    assert prompts[0] == prompts[1] == prompts[2]
+    texts = [[rollout.text for _, group in found for rollout in group] for found in groups]
+    assert texts[0] == texts[2] != texts[1]
+    assert rows[0]["probe/sft_nats"] == rows[1]["probe/sft_nats"]
+    assert rows[0]["loss/sft"] == rows[1]["loss/sft"], "before the first update, on the same demonstrations"
 
 
 def test_every_step_samples_from_the_weights_just_trained(grpo: Outcome) -> None:
@@ -169,6 +240,51 @@ def test_an_interrupted_run_saves_its_step_and_resumes_to_the_same_bits(
     assert [p.name for p in (run.directory / "checkpoints").glob("*")] == ["step_000003"]
     run.train()
     assert run.outcome() == undisturbed
+
+
+def real_head(setting: Setting) -> Discriminator:
+    """A head over the tiny model's states, trained on one pair."""
+    states = FrozenStates(setting.model_directory, layer=1, micro_batch_tokens=256, dtype="float32")
+    spec = FeaturesSpec.model_validate({"layer": 1, "width": 8, "num_components": 2, "epochs": 2})
+    head = train_head(states.pool(["p"] * 3, ["plain words", "more plain words", "noise ? !"]), [Triple(0, 1, 2)], spec)
+    return Discriminator(states, head, shift=0.0, scale=1.0)
+
+
+def cotrained_run(root: Path, setting: Setting) -> Run:
+    """A run whose discriminator learns on each step; its prompts have two demonstrations each."""
+    stage = stage_spec("uniapl", mu=0.2, lambda_adv=0.3)
+    spec = {"layer": 1, "width": 8, "num_components": 2, "cotrained_prompts": 1, "learning_rate": 0.01}
+    run = Run(root, setting, stage, config={"discriminator": spec})
+    twice = [
+        Demonstration(p.id, p.split, take, f"Take {take} of {p.topic}.", "", (), (True,), 6)
+        for p in setting.of_discriminator
+        for take in (0, 1)
+    ]
+    write_jsonl(root / "demonstrations.jsonl", [*setting.demonstrations, *twice])
+    return run
+
+
+def test_a_cotrained_discriminator_learns_and_a_killed_run_resumes_with_what_it_learned(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "load_discriminator", lambda *_, **__: real_head(setting))
+    undisturbed = cotrained_run(tmp_path / "undisturbed", setting)
+    undisturbed.train()
+    rows = undisturbed.outcome()[0]
+    assert all(row["adv/cotrained_loss"] > 0 for row in rows)
+    assert len({row["adv/cotrained_loss"] for row in rows}) == 5
+    assert [row["adv/auc"] is not None for row in rows] == [True, False, True, False, True]
+    killed = cotrained_run(tmp_path / "killed", setting)
+    train_until_killed(killed, monkeypatch)
+    killed.train()
+    assert killed.outcome() == undisturbed.outcome()
+    # Were the head not in the checkpoint, the third step would begin with the first one's.
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Loop, "others", lambda _: None)
+        forgetful = cotrained_run(tmp_path / "forgetful", setting)
+        train_until_killed(forgetful, monkeypatch)
+        forgetful.train()
+    assert forgetful.outcome()[0] != rows
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason=f"pip install {PACKAGES['tensorboard']}")

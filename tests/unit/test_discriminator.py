@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from uniapl import models
-from uniapl.config import DataSpec, FeaturesSpec, MachineSpec
+from uniapl.config import ControlSpec, DataSpec, FeaturesSpec, MachineSpec
 from uniapl.discriminator import (
+    ControlNumbers,
     Discriminator,
     Example,
     FrozenStates,
@@ -77,7 +78,7 @@ def examples_of(count: int, start: int) -> list[Example]:
     return make_examples(prompts, demonstrations, samples, num_negatives=2, seed=0)
 
 
-def pooled(states: FrozenStates, examples: list[Example]) -> torch.Tensor:
+def pooled(states: FrozenStates | ControlNumbers, examples: list[Example]) -> torch.Tensor:
     items = [(e.prompt.text, item.text) for e in examples for item in e.items]
     return states.pool(*map(list, zip(*items, strict=True)))
 
@@ -114,6 +115,30 @@ def test_a_planted_signal_is_found_on_prompts_that_did_not_train_the_head(states
     figures = measure(score_groups(head, train_states, train), groups, seed=0)
     assert figures["auc"] > 0.9
     assert figures["auc_without_length"] > 0.9
+
+
+def test_a_control_over_noise_learns_its_training_pairs_and_knows_nothing_of_others(model_directory: Path) -> None:
+    spec = ControlSpec.model_validate(dict(kind="control", reads="noise", width=16))
+    numbers = ControlNumbers(model_directory, spec)
+    train, test = examples_of(40, 0), examples_of(60, 100)
+    head = train_head(pooled(numbers, train), make_triples(train), spec)
+    scores = [np.array(g.scores) for g in score_groups(head, pooled(numbers, test), test)]
+    assert abs(auc(scores) - 0.5) < 0.12  # 240 pairs
+    assert len({round(float(s), 6) for row in scores for s in row}) > 200, "a constant would be no control"
+    assert torch.equal(pooled(numbers, test), pooled(numbers, test))
+
+
+def test_a_control_over_length_sees_length_alone(model_directory: Path) -> None:
+    spec = ControlSpec.model_validate(dict(kind="control", reads="length", width=16))
+    numbers = ControlNumbers(model_directory, spec)
+    rows = numbers.pool(["p"] * 3, ["one two three", "four five six", "one two three four five six seven"])
+    assert torch.equal(rows[0], rows[1])
+    assert rows[2, 0] > rows[0, 0]
+    train = examples_of(40, 0)
+    head = train_head(pooled(numbers, train), make_triples(train), spec)
+    discriminator = Discriminator(numbers, head, shift=0.0, scale=1.0)
+    same = discriminator.score(["p"] * 2, ["one two three"] * 2, ["four five six", "one two three"])
+    assert same[0] == same[1]
 
 
 def test_the_head_is_a_function_of_its_seed(states: FrozenStates) -> None:

@@ -6,24 +6,45 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from uniapl.config.base import Positive, Spec
+from uniapl.config.base import Count, Positive, Spec, later
 
 
-class FeaturesSpec(Spec):
-    """The fixed discriminator at laptop scale: a small head over the frozen base model's states."""
+class HeadSpec(Spec):
+    """A small head that is trained to tell the expert's answers from the base model's."""
 
-    kind: Literal["features"] = Field("features", description="features: pooled hidden states and a small head.")
-    layer: Positive = Field(description="Hidden layer whose states are pooled (counted from 1); ours.")
-    num_components: Positive = Field(
-        64, description="Principal components of the pooled states that the head reads; ours."
-    )
     width: Positive = Field(64, description="Width of the head's hidden layer; ours.")
     learning_rate: float = Field(1e-3, gt=0, description="AdamW on the head; ours.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW on the head; ours.")
     epochs: Positive = Field(60, description="Passes over the head's training pairs; ours.")
     num_negatives: Positive = Field(3, description="Base samples of the same prompt per pair; ours.")
-    micro_batch_tokens: Positive = Field(4096, description="Tokens per forward of the frozen model; speed only.")
     seed: int = Field(0, description="Seed of the head.")
+
+
+class FeaturesSpec(HeadSpec):
+    """The fixed discriminator at laptop scale: a small head over the frozen base model's states."""
+
+    kind: Literal["features"] = Field("features", description="features: pooled hidden states and a small head.")
+    layer: Positive | None = Field(
+        None, description="Hidden layer whose states are pooled (counted from 1); the middle one, if none; ours."
+    )
+    num_components: Positive = Field(
+        64, description="Principal components of the pooled states that the head reads; ours."
+    )
+    micro_batch_tokens: Positive = Field(4096, description="Tokens per forward of the frozen model; speed only.")
+    cotrained_prompts: Count = later(
+        0, description="Prompts of its own a step on whose answers by the policy the head learns on; 0: it is fixed."
+    )
+
+    def layer_of(self, layers: int) -> int:
+        """The pooled layer of a model with so many."""
+        return self.layer or max(1, layers // 2)
+
+
+class ControlSpec(HeadSpec):
+    """A control: the same head, trained alike, over what says little or nothing of the expert."""
+
+    kind: Literal["control"] = Field(description="control: numbers of a text instead of a model's states.")
+    reads: Literal["length", "noise"] = Field(description="A text's number of tokens, or noise drawn for each text.")
 
 
 class PolarSpec(Spec):
@@ -50,8 +71,10 @@ class PolarSpec(Spec):
         return self
 
 
-DiscriminatorSpec = FeaturesSpec | PolarSpec
-DISCRIMINATOR_KINDS: dict[str, type[FeaturesSpec] | type[PolarSpec]] = {"features": FeaturesSpec, "polar": PolarSpec}
+DiscriminatorSpec = FeaturesSpec | ControlSpec | PolarSpec
+DISCRIMINATOR_KINDS: dict[str, type[FeaturesSpec] | type[ControlSpec] | type[PolarSpec]] = {
+    "features": FeaturesSpec, "control": ControlSpec, "polar": PolarSpec,
+}  # fmt: skip
 
 
 def read_discriminator(values: dict[str, Any]) -> DiscriminatorSpec:
