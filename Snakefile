@@ -1,11 +1,12 @@
 # uniapl: `snakemake --cores all` makes the study; `--config scale=smoke|laptop|paper` chooses its size.
-# Targets: all, runs (training only), tables, figures, report, matrix (all methods, several seeds), ablations.
+# Targets: all, runs (training only), tables, figures, report, matrix (all methods, several seeds), ablations (all of
+# them on top of the matrix), ablation_NAME.
 
 
 include: "workflow/rules/common.smk"
 
 
-if SETTINGS.source == "run":
+if SETTINGS.source != "released":
 
     include: "workflow/rules/data.smk"
     include: "workflow/rules/train.smk"
@@ -31,3 +32,12 @@ rule matrix:
 rule ablations:
     input:
         rules.all.input,
+
+
+for NAME in study_workflow.available("ablations"):
+
+    rule:
+        name:
+            f"ablation_{NAME}"
+        input:
+            rules.all.input,

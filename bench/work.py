@@ -125,6 +125,7 @@ def expert(study: Study, checkpoint: Path, count: int) -> tuple[list[Prompt], li
     Raise ValueError where the editor can mend too few.
     """
     from uniapl import chat
+    from uniapl.config import EditorSpec
     from uniapl.discriminator import make_examples
     from uniapl.generate import generate_split
     from uniapl.models import load_tokenizer
@@ -132,7 +133,8 @@ def expert(study: Study, checkpoint: Path, count: int) -> tuple[list[Prompt], li
     from uniapl.teachers.editor import demonstrate
 
     tokenizer, cap = load_tokenizer(checkpoint), study.data.max_new_tokens
-    drafting = Drafting("canned", num=4, temperature=1.0, seed=0)
+    editor = EditorSpec.model_validate({"drafts": "canned", "num_samples": 4})
+    drafting = Drafting.of(editor)
 
     def encode(text: str) -> list[int]:
         return chat.completion_ids(tokenizer, text)
@@ -143,7 +145,7 @@ def expert(study: Study, checkpoint: Path, count: int) -> tuple[list[Prompt], li
             [order], drafting, max_tokens=cap, encode=encode, decode=lambda ids: chat.completion_text(tokenizer, ids)
         )
         drafts = judged(drafts, {prompt.id: prompt})
-        made = demonstrate(order, drafts, seed=0, max_tokens=cap, count_tokens=lambda text: len(encode(text)))
+        made = demonstrate(order, drafts, spec=editor, max_tokens=cap, count_tokens=lambda text: len(encode(text)))
         return made if isinstance(made, Demonstration) else None, drafts
 
     prompts: list[Prompt] = []

@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def pending(index: dict[str, Any], root: Path, *, share: str) -> list[Entry]:
         if not (owner / "manifest.json").exists():
             raise ValueError(f"{owner} is not finished, so it cannot be evaluated; run snakemake, which makes it")
         identity = {key: row[key] for key in ("model", "method", "variant", "seed")}
-        name = str(weights.relative_to(root))
+        name = os.path.relpath(weights, root)
         entries.append(
             Entry(**identity, directory=directory, config=read_config(directory), weights=weights, name=name)
         )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from uniapl.config import (
     DISCRIMINATOR_KINDS,
     TEACHERS,
+    AblationSpec,
     BenchmarkSpec,
     ConfigError,
     DiscriminatorSpec,
@@ -288,8 +289,8 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
     methods = [str(m) for m in _listed(merged.get("methods") or [])]
     ablations = [str(a) for a in _listed(merged.get("ablations") or [])]
     paths = [method.split(".") for method in methods]
-    for name in ablations:
-        paths.append(load_ablation(name, where["ablations"])["method"].split("."))
+    loaded = {name: load_ablation(name, layers, where["ablations"]) for name in ablations}
+    paths += [method.split(".") for ablation in loaded.values() for method in ablation.methods]
     names = sorted({stage for path in paths for stage in path})
     resolved = {
         "scale": scale,
@@ -297,6 +298,7 @@ def load_study(scale: str, overrides: dict[str, Any] | None = None) -> Study:
         "stages": {name: load_stage(name, layers, where["methods"]).model_dump() for name in names},
         "teacher": load_teacher(layers).model_dump(),
         "discriminator": load_discriminator_spec(layers).model_dump(),
+        "ablations": {name: ablation.model_dump() for name, ablation in loaded.items()},
     }
     tasks = _listed(_mapping(merged, "evaluation", COMMAND_LINE).get("tasks") or [])
     wanted = [str(task) for task in tasks if task in available("evals") and task not in GENERATED_WITH_DATA]
@@ -339,12 +341,19 @@ def _with_resolved(layers: list[Layer], resolved: dict[str, Any]) -> list[Layer]
     return [("resolved references", resolved), *stripped]
 
 
-def load_ablation(name: str, where: str) -> dict[str, Any]:
-    """One ablation: {title, method, variants: {name: overrides of the method's last stage}}."""
+def load_ablation(name: str, layers: Sequence[Layer], where: str) -> AblationSpec:
+    """One ablation: its file; its variants' teachers and discriminators are resolved on top of the layers."""
     path = CONFIG / "ablations" / f"{name}.yaml"
     if not path.exists():
         raise ConfigError(f"{where}: ablations = {name!r}: unknown; known: {', '.join(available('ablations'))}")
-    ablation = read_yaml(path)
-    if set(ablation) != {"title", "method", "variants"}:
-        raise ConfigError(f"{shown(path)}: expected exactly the keys title, method, variants; found {sorted(ablation)}")
-    return ablation
+    origin, content = shown(path), read_yaml(path)
+    variants = {}
+    for variant, given in _mapping(content, "variants", origin).items():
+        changes = dict(_mapping({"variant": given}, "variant", f"{origin}: variants.{variant}"))
+        on_top = [*layers, (f"{origin}: variants.{variant}", changes)]
+        for section, load in (("teacher", load_teacher), ("discriminator", load_discriminator_spec)):
+            if section in changes:
+                changes[section] = load(on_top).model_dump()
+        variants[str(variant)] = changes
+    resolved = content | ({"variants": variants} if variants else {})
+    return validate(AblationSpec, [(origin, resolved)], ("ablations", name))

@@ -7,13 +7,14 @@ content, so a changed config is another directory and runs with the same beginni
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec
-from uniapl.layers import load_ablation, load_references, validate
+from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec, VariantSpec
+from uniapl.layers import load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
 Item = TypeVar("Item")
@@ -21,10 +22,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A directory with config.json (before) and manifest.json (after)."""
+    """A directory with config.json (before) and manifest.json (after); `reads`: what its stage is given, by option."""
 
     directory: Path
     config: dict[str, Any]
+    reads: Mapping[str, Artifact] = field(default_factory=dict, compare=False, kw_only=True)
 
     @property
     def manifest(self) -> Path:
@@ -59,7 +61,10 @@ class Evaluation(Artifact):
 
 @dataclass
 class Plan:
-    """Everything one study will make. `runs` is ordered so that parents come first."""
+    """Everything one study will make. `runs` is ordered so that parents come first.
+
+    `others` are the demonstrations and discriminators that variants alone use.
+    """
 
     study: Study
     root: Path
@@ -68,6 +73,7 @@ class Plan:
     models: dict[str, Artifact] = field(default_factory=dict)
     demonstrations: dict[str, Artifact] = field(default_factory=dict)
     discriminators: dict[str, Artifact] = field(default_factory=dict)
+    others: list[Artifact] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
@@ -83,6 +89,7 @@ class Plan:
             *self.models.values(),
             *self.demonstrations.values(),
             *self.discriminators.values(),
+            *self.others,
         ]
         return [*shared, *self.runs, *self.evaluations]
 
@@ -91,17 +98,23 @@ class Plan:
         return next(run for run in self.runs if run.directory == Path(directory))
 
 
-def _artifact(root: Path, kind: str, name: str, config: dict[str, Any]) -> Artifact:
+def _artifact(
+    root: Path, kind: str, name: str, config: dict[str, Any], reads: Mapping[str, Artifact] | None = None
+) -> Artifact:
     stem = f"{name}-{content_hash(config)}" if name else content_hash(config)
-    return Artifact(root / kind / stem, config)
+    return Artifact(root / kind / stem, config, reads=reads or {})
 
 
-def stage_of_path(study: Study, path: tuple[str, ...], overrides: dict[str, Any] | None = None) -> StageSpec:
+def stage_of_path(study: Study, path: tuple[str, ...], variant: VariantSpec | None = None) -> StageSpec:
     """The last stage of a path, with the study's overrides for that path and a variant's."""
-    layers = [("stage", study.stages[path[-1]].model_dump())]
+    name = path[-1]
+    layers = [("stage", study.stages[name].model_dump())]
     layers.append((f"paths.{'.'.join(path)}", study.paths.get(".".join(path), {})))
-    layers.append(("variant", overrides or {}))
-    return validate(StageSpec, layers, ("stages", path[-1]))
+    if variant is not None:
+        before = layers[0][1] | layers[1][1]
+        layers.append(("variant", {key: round(before[key] * by) for key, by in variant.times.get(name, {}).items()}))
+        layers.append(("variant", variant.stages.get(name, {})))
+    return validate(StageSpec, layers, ("stages", name))
 
 
 def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Plan:
@@ -113,34 +126,68 @@ def make_plan(study: Study, results: Path, *, sampler: str, compute: str) -> Pla
         asked = expert if study.data.autoif.items is None else {}
         autoif = _artifact(root, "autoif", "", {"autoif": study.data.autoif.model_dump()} | asked)
     prompts = data_config({"data": study.data.model_dump()} | expert)
-    plan = Plan(study, root, _artifact(root, "data", "", prompts), autoif)
-    engine = study.sampler.model_dump() | {"kind": sampler}
+    plan = Plan(study, root, _artifact(root, "data", "", prompts, {"autoif": autoif} if autoif else {}), autoif)
     for model in study.models:
+        plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
         shared = {
             "scale": study.scale,
             "model": model.model_dump(),
             "data": study.data.model_dump(),
-            "sampler": engine,
+            "sampler": study.sampler.model_dump() | {"kind": sampler},
             "compute": compute,
         }
-        plan.models[model.name] = _artifact(root, "models", model.name, {"model": model.model_dump()})
-        teacher = shared | expert
-        plan.demonstrations[model.name] = _artifact(root, "demonstrations", model.name, teacher)
-        judged = teacher | {"discriminator": study.discriminator.model_dump()}
-        plan.discriminators[model.name] = _artifact(root, "discriminator", model.name, judged)
-        common = judged | {"train": study.train.model_dump()}
-        _add_evaluation(plan, model, shared, teacher, None, "base", "main", 0)
-        for seed in study.seeds:
-            for method in study.methods:
-                run = _add_run(plan, model, common, tuple(method.split(".")), "main", seed, {})
-                _add_evaluation(plan, model, shared, teacher, run, method, "main", seed)
-            for name in study.ablations:
-                ablation = load_ablation(name, "ablations")
-                for variant, overrides in ablation["variants"].items():
-                    path = tuple(ablation["method"].split("."))
-                    run = _add_run(plan, model, common, path, f"{name}.{variant}", seed, overrides)
-                    _add_evaluation(plan, model, shared, teacher, run, ablation["method"], f"{name}.{variant}", seed)
+        _add_model(plan, _Learning(plan, model, shared, VariantSpec.model_validate({})))
     return plan
+
+
+@dataclass(frozen=True)
+class _Learning:
+    """One model, and whom it learns from: the study's teacher and discriminator, or a variant's."""
+
+    plan: Plan
+    model: ModelSpec
+    shared: dict[str, Any]
+    variant: VariantSpec
+    label: str = "main"
+
+    @property
+    def taught(self) -> dict[str, Any]:
+        """The config of the demonstrations."""
+        teacher = self.variant.teacher or self.plan.study.teacher
+        return self.shared | {"teacher": teacher.model_dump(exclude={"access"})}
+
+    @property
+    def judged(self) -> dict[str, Any]:
+        """The config of the discriminator."""
+        discriminator = self.variant.discriminator or self.plan.study.discriminator
+        return self.taught | {"discriminator": discriminator.model_dump()}
+
+    def artifacts(self) -> tuple[Artifact, Artifact]:
+        """Demonstrations and discriminator."""
+        plan, name = self.plan, self.model.name
+        base = {"model": plan.models[name], "data": plan.data}
+        demonstrations = _artifact(plan.root, "demonstrations", name, self.taught, base)
+        reads = base | {"demonstrations": demonstrations}
+        return demonstrations, _artifact(plan.root, "discriminator", name, self.judged, reads)
+
+
+def _add_model(plan: Plan, main: _Learning) -> None:
+    """Everything of one model: what it learns from, its main runs, its variants, and all evaluations."""
+    study, name = plan.study, main.model.name
+    plan.demonstrations[name], plan.discriminators[name] = main.artifacts()
+    _add_evaluation(plan, main, None, "base", 0)
+    for seed in dict.fromkeys(seed for method in study.methods for seed in study.seeds_of(method)):
+        for method in study.methods:
+            if seed in study.seeds_of(method):
+                _add_evaluation(plan, main, _add_run(main, tuple(method.split(".")), seed), method, seed)
+    for ablation_name, ablation in study.ablations.items():
+        for seed in study.seeds[: ablation.num_seeds]:
+            for title, variant in ablation.variants.items():
+                varied = replace(main, variant=variant, label=f"{ablation_name}.{title}")
+                plan.others += [a for a in varied.artifacts() if a not in plan.artifacts()]
+                for method in ablation.methods:
+                    run = _add_run(varied, tuple(method.split(".")), seed)
+                    _add_evaluation(plan, main, run, method, seed, variant=varied.label)
 
 
 def data_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -150,41 +197,50 @@ def data_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in keys}
 
 
-def _add_run(
-    plan: Plan, model: ModelSpec, common: dict[str, Any], path: tuple[str, ...], variant: str, seed: int,
-    overrides: dict[str, Any],
-) -> Run:  # fmt: skip
-    parent = _add_run(plan, model, common, path[:-1], "main", seed, {}) if len(path) > 1 else None
-    stage = stage_of_path(plan.study, path, overrides).model_dump()
-    for cosmetic in ("title",):
-        stage.pop(cosmetic)
-    stages = [*(parent.config["path"] if parent else []), stage]
-    config = common | {"path": stages, "seed": seed}
-    directory = plan.root / "runs" / model.name / ".".join(path) / f"{variant}-{content_hash(config)}" / f"seed{seed}"
-    run = Run(directory, config, model.name, path, variant, seed, parent)
-    if run not in plan.runs:
-        plan.runs.append(run)
+def _add_run(learning: _Learning, path: tuple[str, ...], seed: int) -> Run:
+    """The run of a path and, before it, of the path's beginning; called main where a variant changes nothing of it."""
+    plan, model = learning.plan, learning.model.name
+    parent = _add_run(learning, path[:-1], seed) if len(path) > 1 else None
+    demonstrations, discriminator = learning.artifacts()
+    stages = [*(parent.config["path"] if parent else [])]
+    stage = stage_of_path(plan.study, path, learning.variant).model_dump()
+    stages.append({key: value for key, value in stage.items() if key != "title"})
+    config = learning.judged | {"train": plan.study.train.model_dump(), "path": stages, "seed": seed}
+    same = [run for run in plan.runs if run.config == config]
+    if same:
+        return same[0]
+    stem = f"{learning.label}-{content_hash(config)}"
+    reads: dict[str, Artifact] = {
+        "model": plan.models[model], "data": plan.data, "demonstrations": demonstrations,
+        "discriminator": discriminator,
+    }  # fmt: skip
+    reads |= {"parent": parent} if parent else {}
+    directory = plan.root / "runs" / model / ".".join(path) / stem / f"seed{seed}"
+    run = Run(directory, config, model, path, learning.label, seed, parent, reads=reads)
+    plan.runs.append(run)
     return run
 
 
 def _add_evaluation(
-    plan: Plan, model: ModelSpec, shared: dict[str, Any], teacher: dict[str, Any], run: Run | None, label: str,
-    variant: str, seed: int,
-) -> None:  # fmt: skip
-    identity = content_hash(run.config) if run else plan.models[model.name].directory.name
-    config = teacher | {"evaluation": plan.study.evaluation.model_dump(mode="json"), "of": identity}
-    directory = plan.root / "evaluations" / model.name / label / f"{variant}-{content_hash(config)}" / f"seed{seed}"
-    evaluation = Evaluation(directory, config, model.name, run, label, variant, seed)
+    plan: Plan, main: _Learning, run: Run | None, label: str, seed: int, *, variant: str = "main"
+) -> None:
+    """All tasks on a run, or on the base model; always held against the study's own teacher."""
+    model = main.model.name
+    identity = content_hash(run.config) if run else plan.models[model].directory.name
+    config = main.taught | {"evaluation": plan.study.evaluation.model_dump(mode="json"), "of": identity}
+    directory = plan.root / "evaluations" / model / label / f"{variant}-{content_hash(config)}" / f"seed{seed}"
+    evaluation = Evaluation(directory, config, model, run, label, variant, seed)
     if evaluation not in plan.evaluations:
         plan.evaluations.append(evaluation)
 
 
 def in_share(items: Sequence[Item], share: str) -> Sequence[Item]:
-    """Share `1of2`: every second item from the first on. Raise ValueError for another form."""
+    """Share `1of2`: the first half of the items. Raise ValueError for another form."""
     number, _, count = share.partition("of")
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise ValueError(f"share = {share!r} is not like 1of2")
-    return items[int(number) - 1 :: int(count)]
+    first, last = ((len(items) * n + int(count) - 1) // int(count) for n in (int(number) - 1, int(number)))
+    return items[first:last]
 
 
 def check_configs(plan: Plan) -> None:
@@ -235,9 +291,10 @@ def study_index(plan: Plan) -> dict[str, Any]:
     """What the analysis reads: the resolved study, and where each run and evaluation lies, relative to the root."""
 
     def relative(artifact: Artifact) -> str:
-        return str(artifact.directory.relative_to(plan.root))
+        return os.path.relpath(artifact.directory, plan.root)  # what is taken from released results lies beside it
 
-    return {
+    others = {"others": [relative(a) for a in plan.others]} if plan.others else {}
+    return others | {
         "scale": plan.study.scale,
         "claims": plan.study.claims.model_dump(),
         "tasks": list(plan.study.evaluation.tasks),
@@ -261,7 +318,7 @@ def study_index(plan: Plan) -> dict[str, Any]:
             {
                 "model": r.model, "path": list(r.path), "variant": r.variant, "seed": r.seed, "directory": relative(r),
                 "parent": relative(r.parent) if r.parent else None,
-            }
+            } | {name: relative(read) for name, read in r.reads.items() if read in plan.others}
             for r in plan.runs
         ],
     }  # fmt: skip

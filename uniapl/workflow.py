@@ -1,9 +1,10 @@
 """What the Snakefile asks before any job starts: the scale, the plans of its targets, and one line for every mistake.
 
 Imports nothing heavy, since Snakemake parses the workflow on every call. `--config` keys: `scale`, `source`
-(`run`, or `released` to rebuild tables and figures from results/released), `results` (where results go),
-`accept_missing` (plan scale paper although something is missing here), and everything that a Study holds; models,
-methods, seeds, evals and ablations may be written as `a,b`, and `ranks` for machine.ranks.
+(`run`; `released` to rebuild tables and figures from results/released; `released+local` to make only what is not
+there), `results` (where results go), `accept_missing` (plan scale paper although something is missing here), and
+everything that a Study holds; models, methods, seeds, evals and ablations may be written as `a,b`, and `ranks` for
+machine.ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -25,13 +26,16 @@ from uniapl import hub, leases, tracking
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, MachineSpec, Study, TeacherSpec, VLLMSpec
 from uniapl.estimate.memory import fit_side_by_side, refuse_too_large
 from uniapl.launch import visible_gpus
-from uniapl.layers import CONFIG, available, load_study, read_yaml
+from uniapl.layers import CONFIG, available, load_ablation, load_study, merge, read_yaml
 from uniapl.plan import Plan, make_plan
+from uniapl.released import describe, with_released
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
 from uniapl.sandbox import offered
 
 SCALES = ("smoke", "laptop", "paper")
-TARGETS = ("all", "matrix", "ablations")
+TARGETS = ("all", "matrix", "ablations")  # and ablation_NAME
+MOST_IN_FEW_SHARES, MODELS_A_SHARE = 12, 4  # evaluations
+SOURCES = ("run", "released", "released+local")
 
 
 def fail(error: Exception | str) -> NoReturn:
@@ -65,8 +69,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"--config: accept_missing = {accepted!r}: give true or false")
     if scale not in ("auto", *SCALES):
         raise ConfigError(f"--config: scale = {scale!r}: unknown; known: auto, {', '.join(SCALES)}")
-    if source not in ("run", "released"):
-        raise ConfigError(f"--config: source = {source!r}: unknown; known: run, released")
+    if source not in SOURCES:
+        raise ConfigError(f"--config: source = {source!r}: unknown; known: {', '.join(SOURCES)}")
     if source == "released" and overrides:
         raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
     return Settings(scale, source, results, accepted == "true", overrides)
@@ -118,24 +122,56 @@ def choose_scale(settings: Settings) -> tuple[str, str | None]:
     return ("laptop", f"paper needs {missing}") if missing else ("paper", None)
 
 
-def make_plans(settings: Settings, scale: str) -> dict[str, Plan]:
-    """One plan for each target: `all`, `matrix` (config/matrix.yaml's methods and seeds), `ablations` (all of them).
+def chosen_target(words: Sequence[str]) -> str:
+    """The target that a command line names; `all` where it names none, as the jobs that snakemake starts."""
+    ablations = [f"ablation_{name}" for name in available("ablations")]
+    return next((target for target in (*ablations, "ablations", "matrix") if target in words), "all")
+
+
+def target_values(target: str) -> dict[str, Any]:
+    """What a target says on top of its scale. Raise ConfigError for one that does not exist.
+
+    `matrix`: config/matrix.yaml; `ablations`: all of them on top of the matrix; `ablation_NAME`: one, with the main
+    runs of its methods.
+    """
+    matrix = read_yaml(CONFIG / "matrix.yaml")
+    known = {"all": {}, "matrix": matrix, "ablations": matrix | {"ablations": available("ablations")}}
+    if target in known:
+        return known[target]
+    name = target.removeprefix("ablation_")
+    if name == target or name not in available("ablations"):
+        every = ", ".join((*known, *(f"ablation_{one}" for one in available("ablations"))))
+        raise ConfigError(f"target {target!r}: unknown; known: {every}")
+    ablation = load_ablation(name, [], target)
+    return {"methods": ablation.methods, "ablations": [name], "seeds": matrix["seeds"][: ablation.num_seeds]}
+
+
+def study_of(scale: str, target: str, overrides: dict[str, Any]) -> Study:
+    """A target's study. Those that choose between variants are evaluated on the development prompts too."""
+    study = load_study(scale, merge(target_values(target), overrides))
+    tasks = study.evaluation.tasks
+    if target == "all" or "development" in tasks:
+        return study
+    return study.model_copy(
+        update={"evaluation": study.evaluation.model_copy(update={"tasks": ("development", *tasks)})}
+    )
+
+
+def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
+    """A plan for each of TARGETS, whose directories the rules fill, and for the target.
 
     Directories are named by content, so what two plans share is made once.
     """
-    own: dict[str, dict[str, Any]] = {
-        "all": {},
-        "matrix": read_yaml(CONFIG / "matrix.yaml"),
-        "ablations": {"ablations": available("ablations")},
-    }
     plans = {}
-    for target in TARGETS:
-        study = load_study(scale, own[target] | settings.overrides)
+    for planned in dict.fromkeys((*TARGETS, target)):
+        study = study_of(scale, planned, settings.overrides)
         try:
             kind = resolve_kind(study.sampler, study.machine)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        plans[target] = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
+        plan = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
+        folders = [settings.results / "released" / name for name in (f"{scale}-matrix", scale)]
+        plans[planned] = with_released(plan, folders) if settings.source == "released+local" else plan
     return plans
 
 
@@ -195,6 +231,8 @@ def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
     """Say which scale runs, why, what it costs, which engine samples and what does not fit here; one line each."""
     reason = f" ({note})" if note else ""
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
+    if any(not run.directory.is_relative_to(plan.root) for run in plan.runs):
+        print(describe(plan), file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
     fits, wanted = machine.micro_batch_tokens, plan.study.machine.micro_batch_tokens
@@ -212,6 +250,12 @@ def jobs_at_once(scale: str) -> int:
     Two small models on half of the cores each are faster than one after the other on all of them.
     """
     return 1 if scale == "paper" else 2
+
+
+def evaluation_shares(plan: Plan, *, at_once: int) -> int:
+    """In how many jobs the models are evaluated: as many as run side by side; of a large study 4 models a job."""
+    models = len(plan.evaluations)
+    return at_once if models <= MOST_IN_FEW_SHARES else -(-models // MODELS_A_SHARE)
 
 
 def teacher_gpus(teacher: TeacherSpec) -> int:
@@ -232,23 +276,11 @@ def teacher_access(teacher: TeacherSpec) -> str:
 
 def upstream(plans: Mapping[str, Plan]) -> dict[str, dict[str, Path]]:
     """For every directory that a rule fills: the directories that its stage reads, by the name of their option."""
-    reads: dict[str, dict[str, Path]] = {}
-    for plan in plans.values():
-        reads[str(plan.data.directory)] = {"autoif": plan.autoif.directory} if plan.autoif else {}
-        if plan.autoif:
-            reads[str(plan.autoif.directory)] = {}
-        for name, model in plan.models.items():
-            base = {"model": model.directory, "data": plan.data.directory}
-            taught = base | {"demonstrations": plan.demonstrations[name].directory}
-            reads[str(model.directory)] = {}
-            reads[str(plan.demonstrations[name].directory)] = base
-            reads[str(plan.discriminators[name].directory)] = taught
-            judged = taught | {"discriminator": plan.discriminators[name].directory}
-            for run in plan.runs:
-                if run.model == name:
-                    parent = {"parent": run.parent.directory} if run.parent else {}
-                    reads[str(run.directory)] = judged | parent
-    return reads
+    return {
+        str(artifact.directory): {option: read.directory for option, read in artifact.reads.items()}
+        for plan in plans.values()
+        for artifact in plan.artifacts()
+    }
 
 
 def hold(root: Path) -> IO[str]:

@@ -113,7 +113,7 @@ def test_yaml_that_is_no_mapping_is_refused(config: Path) -> None:
 
 def test_an_unknown_method_names_the_known_ones_and_how_to_add_one() -> None:
     message = error_of(methods="grpo,gropo")
-    assert message.startswith("--config: unknown method 'gropo'; known: a_grpo, a_sft, chord, grpo, sft, uniapl")
+    assert message.startswith(f"--config: unknown method 'gropo'; known: {', '.join(layers.available('methods'))}")
     assert "add config/methods/gropo.yaml" in message
     assert "unknown method 'dpo'" in error_of(methods="sft.dpo")
 
@@ -201,10 +201,22 @@ def test_an_override_of_a_path_is_checked_like_the_stage() -> None:
     assert "unknown key; did you mean 'steps'?" in error_of(paths={"grpo.grpo": {"stepz": 1}})
 
 
-def test_an_ablation_needs_exactly_its_three_keys(config: Path) -> None:
-    (config / "ablations" / "odd.yaml").write_text("title: odd\nmethod: grpo\nvariant: {}\n")
-    with pytest.raises(ConfigError, match=r"expected exactly the keys title, method, variants; found .*'variant'"):
-        load_ablation("odd", "tests")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("title: odd\nmethods: [grpo]\nvariant: {a: {}}\n", "variants is missing; add it"),
+        ("title: odd\nmethods: [grpo]\nvariants: {a: {stage: {}}}\n", "variants.a.stage = .*unknown key"),
+        ("title: odd\nmethods: [grpo]\nvariants: {a: {times: {grpo: {mu: 2}}}}\n", "variants.a.times.grpo.mu"),
+        ("title: odd\nmethods: [grpo]\nvariants: {a: {teacher: nobody}}\n", "teacher.name = 'nobody': unknown"),
+        ("title: odd\nmethods: [grpo]\nvariants: {a: 3}\n", "expected keys and values"),
+    ],
+)
+def test_an_ablation_that_does_not_fit_is_one_line_with_the_key(config: Path, text: str, reason: str) -> None:
+    (config / "ablations" / "odd.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason) as raised:
+        load_ablation("odd", [], "tests")
+    assert "config/ablations/odd.yaml" in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])

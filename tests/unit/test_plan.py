@@ -109,12 +109,47 @@ def test_a_path_may_override_its_last_stage_alone(tmp_path: Path) -> None:
 
 
 def test_an_ablations_variants_are_runs_of_their_own_per_seed(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, methods="uniapl", ablations="adversarial_as", seeds="0,1")
+    plan = plan_of(tmp_path, methods="uniapl", ablations="adversarial_as", seeds="0,1,2")
     variants = {(r.variant, r.seed) for r in plan.runs}
-    names = ("main", "adversarial_as.loss", "adversarial_as.reward")
-    assert variants == {(name, seed) for name in names for seed in (0, 1)}
+    names = [f"adversarial_as.{name}" for name in ("loss", "reward", "both", "loss_1", "reward_1")]
+    assert variants == {("main", 0), ("main", 1), ("main", 2)} | {(name, seed) for name in names for seed in (0, 1)}
     assert run_of(plan, "uniapl", "adversarial_as.reward").config["path"][0]["adversarial_as"] == "reward"
-    assert len({r.directory for r in plan.runs}) == 6
+    assert len({r.directory for r in plan.runs}) == 3 + 5 * 2
+
+
+def test_single_methods_may_have_more_seeds(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="sft,grpo,sft.grpo", seeds="0,1", more_seeds={"sft.grpo": [1, 4]})
+    seeds = {path: sorted(e.seed for e in plan.evaluations if e.label == path) for path in ("sft", "grpo", "sft.grpo")}
+    assert seeds == {"sft": [0, 1], "grpo": [0, 1], "sft.grpo": [0, 1, 4]}
+    assert sorted(r.seed for r in plan.runs if r.path == ("sft",)) == [0, 1, 4]  # the last one for its child alone
+
+
+def test_a_variants_teacher_and_discriminator_train_it_and_evaluate_nothing(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="sft,uniapl", ablations="teacher,discriminator")
+    main, wrong = run_of(plan, "uniapl"), run_of(plan, "uniapl", "teacher.violating")
+    assert wrong.config["teacher"] == main.config["teacher"] | {"answers": "violating"}
+    assert wrong.reads["demonstrations"] != main.reads["demonstrations"] == plan.demonstrations["tiny_qwen3"]
+    assert wrong.reads["discriminator"].reads["demonstrations"] == wrong.reads["demonstrations"]
+    length = run_of(plan, "uniapl", "discriminator.length")
+    assert length.reads["demonstrations"] == main.reads["demonstrations"]
+    assert length.reads["discriminator"].config["discriminator"]["reads"] == "length"
+    for evaluation in plan.evaluations:
+        assert evaluation.config["teacher"] == main.config["teacher"]
+    # a wrong teacher's sft is the parent of its sft.grpo; all that stages read is written
+    parent = run_of(plan, "sft.grpo", "teacher.violating").parent
+    assert parent == run_of(plan, "sft", "teacher.violating")
+    known = {artifact.directory for artifact in plan.artifacts()}
+    assert all(read.directory in known for artifact in plan.artifacts() for read in artifact.reads.values())
+
+
+def test_a_variant_multiplies_the_scales_own_sizes(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, methods="sft.grpo", ablations="switch,rollouts")
+    early = run_of(plan, "sft.grpo", "switch.early")
+    assert [stage["steps"] for stage in early.config["path"]] == [1, 5]  # of 3 and 3
+    assert early.parent is not None
+    assert early.parent.variant == "switch.early"
+    fewer = run_of(plan, "uniapl", "rollouts.fewer").config["path"][0]
+    assert (fewer["rollouts_per_prompt"], fewer["prompts_per_step"]) == (2, 8)
 
 
 def test_configs_are_written_once_and_their_hash_is_the_directorys(tmp_path: Path) -> None:
@@ -156,7 +191,7 @@ def test_the_index_names_every_run_and_evaluation_relative_to_the_root(tmp_path:
 
 
 def test_shares_hold_everything_once_and_a_malformed_one_is_refused() -> None:
-    assert [in_share([0, 1, 2, 3, 4], share) for share in ("1of2", "2of2")] == [[0, 2, 4], [1, 3]]
+    assert [in_share([0, 1, 2, 3, 4], share) for share in ("1of2", "2of2")] == [[0, 1, 2], [3, 4]]
     for share in ("0of2", "3of2", "2", "1of", "-1of2"):
         with pytest.raises(ValueError, match="is not like 1of2"):
             in_share([0], share)

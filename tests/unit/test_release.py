@@ -21,7 +21,8 @@ def make(root: Path) -> Path:
     index = build_study(root, methods=("grpo",))
     (root / "runs" / "weights.safetensors").write_text("weights")
     (root / index["runs"][0]["directory"] / "model.safetensors").write_text("weights")
-    (root / index["data"] / "heldout.jsonl").write_text("prompts\n")
+    for task in ("heldout", "ifbench"):
+        (root / index["data"] / f"{task}.jsonl").write_text("prompts\n")
     (root / "heldout_log.jsonl").write_text('{"task": "heldout"}\n')
     for name in ("benchmarks/tables.tsv", "tables/table1.csv", "figures/figure1.png", "figures/figure1.pdf"):
         (root / name).parent.mkdir(exist_ok=True)
@@ -29,7 +30,7 @@ def make(root: Path) -> Path:
     return root
 
 
-def test_the_copy_reads_as_the_same_study_without_weights_and_prompts(tmp_path: Path) -> None:
+def test_the_copy_reads_as_the_same_study_without_weights_and_others_prompts(tmp_path: Path) -> None:
     root, target = make(tmp_path / "laptop"), tmp_path / "released" / "laptop"
     size = release(root, target)
     files = [path for path in target.rglob("*") if path.is_file()]
@@ -38,7 +39,8 @@ def test_the_copy_reads_as_the_same_study_without_weights_and_prompts(tmp_path: 
     assert names >= {"study.json", "metrics.jsonl", "heldout.jsonl", "heldout_log.jsonl", "kinds.csv", "tables.tsv"}
     assert names >= {"table1.csv", "figure1.png"}
     assert not any(name.endswith((".safetensors", ".pdf")) for name in names)
-    assert not (target / "data/00000000/heldout.jsonl").exists()
+    assert (target / "data/00000000/heldout.jsonl").exists()
+    assert not (target / "data/00000000/ifbench.jsonl").exists(), "another's prompts"
     assert read_study(target).answers.equals(read_study(root).answers)
 
 
@@ -53,6 +55,38 @@ def test_a_study_that_is_incomplete_or_of_changed_code_leaves_the_old_release(tm
     with pytest.raises(ValueError, match="was never finished"):
         release(root, target)
     assert read_study(target).runs.shape[0] == 1
+
+
+def test_what_is_finished_of_a_study_is_released_with_what_is_not_run(tmp_path: Path) -> None:
+    root, target = make(tmp_path / "laptop"), tmp_path / "released" / "laptop-matrix"
+    index = json.loads((root / "study.json").read_text())
+    run, evaluation = index["runs"][0], index["evaluations"][1]
+    later = {"directory": "runs/m/uniapl/main-1/seed0", "path": ["uniapl"], "variant": "main"}
+    index["runs"].append(run | later)
+    (root / later["directory"]).mkdir(parents=True)
+    (root / later["directory"] / "metrics.jsonl").write_text('{"step": 1}\n')  # begun
+    index["evaluations"].append(evaluation | {"method": "uniapl", "directory": "evaluations/m/uniapl/main-1/seed0"})
+    (root / "study.json").write_text(json.dumps(index))
+    release(root, target, partial=True)
+    study = read_study(target)
+    assert [e["method"] for e in study.index["evaluations"]] == ["base", "grpo"]
+    assert [entry["method"] for entry in study.index["not_run"]] == ["uniapl"]
+    assert not (target / later["directory"]).exists()
+
+
+def test_a_release_takes_what_came_from_a_release_under_its_own_name(tmp_path: Path) -> None:
+    root, old = make(tmp_path / "laptop"), tmp_path / "released" / "laptop-matrix"
+    release(root, old)
+    index = json.loads((root / "study.json").read_text())
+    for entry in (index["runs"][0], index["evaluations"][1]):
+        (root / entry["directory"]).rename(tmp_path / "moved")
+        (tmp_path / "moved").rename(tmp_path / f"moved-{entry['directory'].replace('/', '-')}")
+        entry["directory"] = f"../released/laptop-matrix/{entry['directory']}"
+    (root / "study.json").write_text(json.dumps(index))
+    before = read_study(old).answers
+    release(root, old)
+    assert read_study(old).answers.equals(before)
+    assert not any(e["directory"].startswith("..") for e in read_study(old).index["evaluations"])
 
 
 def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uniapl.config import DataSpec
+from uniapl.config import DataSpec, EditorSpec
 from uniapl.constraints import verify
 from uniapl.layers import load_study
 from uniapl.provenance import content_hash
@@ -17,9 +17,10 @@ from uniapl.records import Constraint, Demonstration, Prompt, read_demonstration
 from uniapl.teachers import editor
 from uniapl.teachers.__main__ import main
 from uniapl.teachers.drafts import Draft, Drafting, Order, canned_drafts, judged, orders
-from uniapl.teachers.editor import demonstrate, ranked
+from uniapl.teachers.editor import demonstrate, exchanged, ranked
 from uniapl.teachers.kinds import kinds_table
 
+EDITOR = EditorSpec.model_validate({})
 NO_COMMA = Constraint("punctuation:no_comma", {})
 KEYWORD = Constraint("keywords:existence", {"keywords": ["oven"]})
 
@@ -54,7 +55,7 @@ def test_a_demonstration_keeps_original_edits_and_verdicts() -> None:
     order = Order(prompt(NO_COMMA, KEYWORD), 1)
     drafts = judged([draft(0, "One, two."), draft(1, "No comma at all.")], {"p": order.prompt})
     assert [one.followed for one in drafts] == [(False, False), (True, False)]
-    made = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    made = demonstrate(order, drafts, spec=EDITOR, max_tokens=40, count_tokens=count_tokens)
     assert isinstance(made, Demonstration)
     assert made.original == "No comma at all."
     assert made.edits == ("keywords:existence",)
@@ -70,7 +71,7 @@ def test_the_next_best_draft_is_tried_where_the_best_cannot_be_mended(monkeypatc
 
     monkeypatch.setattr(editor, "mend", stubborn)
     drafts = judged([draft(0, "The best one."), draft(1, "Another one.")], {"p": order.prompt})
-    made = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    made = demonstrate(order, drafts, spec=EDITOR, max_tokens=40, count_tokens=count_tokens)
     assert isinstance(made, Demonstration)
     assert made.original == "Another one."
 
@@ -79,14 +80,44 @@ def test_what_cannot_be_mended_or_judged_is_dropped_with_a_reason() -> None:
     forbidden = Constraint("keywords:forbidden_words", {"forbidden_words": ["oven"]})
     order = Order(prompt(KEYWORD, forbidden), 0)
     drafts = judged([draft(0, "Hot oven.")], {"p": order.prompt})
-    assert (
-        demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens) == "no draft of 1 could be mended"
-    )
+    made = demonstrate(order, drafts, spec=EDITOR, max_tokens=40, count_tokens=count_tokens)
+    assert made == "no draft of 1 could be mended"
     order = Order(prompt(Constraint("words:nonsense", {})), 0)
     drafts = judged([draft(0, "Hot oven.")], {"p": order.prompt})
-    reason = demonstrate(order, drafts, seed=0, max_tokens=40, count_tokens=count_tokens)
+    reason = demonstrate(order, drafts, spec=EDITOR, max_tokens=40, count_tokens=count_tokens)
     assert isinstance(reason, str)
     assert reason.startswith("unavailable: unknown constraint kind")
+
+
+def test_the_other_experts_answer_with_the_best_or_worst_draft_as_it_is() -> None:
+    order = Order(prompt(NO_COMMA, KEYWORD), 0)
+    texts = ["One, two, three.", "No comma at all.", "An oven, hot."]
+    drafts = judged([draft(i, text) for i, text in enumerate(texts)], {"p": order.prompt})
+
+    def answer(answers: str, among: list[Draft] = drafts) -> Demonstration | str:
+        spec = EditorSpec.model_validate({"answers": answers})
+        return demonstrate(order, among, spec=spec, max_tokens=40, count_tokens=count_tokens)
+
+    best, worst = answer("best"), answer("violating")
+    assert isinstance(best, Demonstration)
+    assert isinstance(worst, Demonstration)
+    assert (best.text, best.edits, best.followed) == ("No comma at all.", (), (True, False))
+    assert (worst.text, worst.edits, worst.followed) == ("One, two, three.", (), (False, False))
+    right = judged([draft(0, "A hot oven.")], {"p": order.prompt})
+    assert answer("violating", right) == "every one of 1 drafts follows all constraints"
+
+
+def test_exchanged_demonstrations_keep_their_words_and_get_the_verdict_of_the_prompt_they_are_given_to() -> None:
+    prompts = {"a": prompt(NO_COMMA, name="a"), "b": prompt(KEYWORD, name="b"), "c": prompt(NO_COMMA, name="c")}
+    made = [
+        Demonstration(name, "train", 0, text, text, (), (True,), 3)
+        for name, text in (("a", "Plain words."), ("b", "An oven, hot."), ("c", "Plain again."))
+    ]
+    given = exchanged([*made, Demonstration("a", "train", 1, "alone", "alone", (), (True,), 2)], prompts)
+    assert [(d.prompt_id, d.take, d.text) for d in given] == [
+        ("a", 0, "An oven, hot."), ("b", 0, "Plain again."), ("c", 0, "Plain words."), ("a", 1, "alone"),
+    ]  # fmt: skip
+    assert [d.followed for d in given[:3]] == [(False,), (False,), (True,)]
 
 
 def test_discriminator_prompts_get_two_takes_and_the_others_one() -> None:

@@ -1,55 +1,110 @@
 """Copy what tables and figures are rebuilt from (configs, manifests, records, metrics), and them; no weights.
 
-    python -m uniapl.analysis.release results/laptop
+    python -m uniapl.analysis.release results/laptop [--partial --name laptop-matrix]
 
-fills results/released/laptop, from which `snakemake tables figures --config source=released` starts. The copy is read
-back as a study before it takes the place of an older one.
+fills results/released/laptop, from which `snakemake tables figures --config source=released` starts, and where
+`source=released+local` finds what need not be made. The copy is read back as a study before it takes the place of an
+older one. With `--partial` a study that is still being made is copied as far as it is finished, and its index says what
+is not run. Demonstrations and the heads of discriminators are copied too, so that others train on the same ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from uniapl.analysis.collect import read_study
 from uniapl.entry import run_guarded
+from uniapl.provenance import write_whole
 from uniapl.records import HELDOUT_LOG
 
-MOST_BYTES = 10_000_000
-RECORDS = ("config.json", "manifest.json", "metrics.jsonl", "results.json", "expert.jsonl", "kinds.csv")
+MOST_BYTES = 40_000_000
+OWN_PROMPTS = {"development.jsonl", "heldout.jsonl"}
+NAMES = ("directory", "run", "parent", "demonstrations", "discriminator")  # keys of directories in entries of the index
+RECORDS = (
+    "config.json", "manifest.json", "metrics.jsonl", "results.json", "expert.jsonl", "kinds.csv",
+    "demonstrations.jsonl", "samples.jsonl", "dropped.jsonl", "head.safetensors",
+)  # fmt: skip
 
 
-def released_files(root: Path, index: dict[str, Any]) -> list[Path]:
-    """Files of a study to be released, relative to its root."""
+def own_name(directory: str) -> str:
+    """A directory of the index without the folder of released results that it was taken from."""
+    return re.sub(r"^\.\./released/[^/]+/", "", directory)
+
+
+def finished_part(root: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """The index of what is finished, and what is not: `not_run`."""
+
+    def finished(directory: str) -> bool:
+        return (root / directory / "manifest.json").is_file()
+
+    kept: dict[str, Any] = {k: [e for e in index[k] if finished(e["directory"])] for k in ("runs", "evaluations")}
+    if "others" in index:
+        kept["others"] = [directory for directory in index["others"] if finished(directory)]
+    left = [e for e in index["evaluations"] if not finished(e["directory"])]
+    kept["not_run"] = [{key: e[key] for key in ("model", "method", "variant", "seed")} for e in left]
+    return index | kept
+
+
+def with_own_names(index: dict[str, Any]) -> dict[str, Any]:
+    """The index with all directories below one root."""
+
+    def renamed(entry: dict[str, Any]) -> dict[str, Any]:
+        return {k: own_name(v) if k in NAMES and v else v for k, v in entry.items()}
+
+    changed: dict[str, Any] = {kind: [renamed(e) for e in index[kind]] for kind in ("runs", "evaluations")}
+    for kind in ("demonstrations", "discriminators"):
+        changed[kind] = {name: own_name(directory) for name, directory in index[kind].items()}
+    changed["models"] = {name: renamed(model) for name, model in index["models"].items()}
+    changed["data"] = own_name(index["data"])
+    if "others" in index:
+        changed["others"] = [own_name(directory) for directory in index["others"]]
+    return index | changed
+
+
+def released_files(root: Path, index: dict[str, Any]) -> dict[Path, Path]:
+    """Files of a study to be released: where each goes, relative to the release, and where it is."""
     directories = [index["data"], *index["demonstrations"].values(), *index["discriminators"].values()]
-    directories += [model["directory"] for model in index["models"].values()]
+    directories += [model["directory"] for model in index["models"].values()] + index.get("others", [])
     directories += [entry["directory"] for entry in (*index["runs"], *index["evaluations"])]
-    names = [*RECORDS, *(f"{task}.jsonl" for task in index["tasks"])]
-    prompts = {f"{index['data']}/{task}.jsonl" for task in index["tasks"]}  # drawn again from the config's seed
-    found = [Path(d) / name for d in directories for name in names if f"{d}/{name}" not in prompts]
+    answers = {f"{task}.jsonl" for task in index["tasks"]}
+    files = {}
+    for directory in directories:
+        prompts = OWN_PROMPTS if directory == index["data"] else answers  # a benchmark's prompts are not ours to copy
+        files |= {Path(own_name(directory)) / name: root / directory / name for name in sorted({*RECORDS, *prompts})}
     for pattern in ("benchmarks/**/*.tsv", "tables/*", "figures/*.png"):
-        found += [path.relative_to(root) for path in sorted(root.glob(pattern))]
-    return [Path("study.json"), *(path for path in (*found, Path(HELDOUT_LOG)) if (root / path).is_file())]
+        files |= {path.relative_to(root): path for path in sorted(root.glob(pattern))}
+    files[Path(HELDOUT_LOG)] = root / HELDOUT_LOG
+    return {target: path for target, path in files.items() if path.is_file()}
 
 
-def release(root: Path, target: Path) -> int:
+def release(root: Path, target: Path, *, partial: bool = False) -> int:
     """Copy a finished study to `target`; return its size in bytes. Raise ValueError where it is incomplete or big."""
-    study = read_study(root)
-    files = released_files(root, study.index)
-    size = sum((root / path).stat().st_size for path in files)
+    if not (root / "study.json").is_file():
+        raise ValueError(f"{root}/study.json is missing; run snakemake, which writes it")
+    index = json.loads((root / "study.json").read_text(encoding="utf-8"))
+    if partial:
+        index = finished_part(root, index)
+    files = released_files(root, index)
+    size = sum(path.stat().st_size for path in files.values())
     if size > MOST_BYTES:
         raise ValueError(f"{root}: its records are {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
+    fresh = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for place, path in files.items():
+        (fresh / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, fresh / place)
+    text = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
+    write_whole(fresh / "study.json", text + "\n")
+    size += (fresh / "study.json").stat().st_size
+    study = read_study(fresh)
     modified = [d for d, manifest in study.manifests.items() if manifest.get("code", {}).get("modified")]
     if modified:
         raise ValueError(f"{root / modified[0]} was made by changed code; commit it and run the study again")
-    fresh = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for path in files:
-        (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / path, fresh / path)
-    read_study(fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.rename(target)
     return size
@@ -59,13 +114,20 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Copy a finished study's records to results/released.")
     parser.add_argument("root", type=Path, help="results/<scale>")
-    root: Path = parser.parse_args().root
+    parser.add_argument("--name", help="folder in results/released; the scale's, if none is given")
+    parser.add_argument("--partial", action="store_true", help="of a study that is not finished, what is")
+    options = parser.parse_args()
+    root: Path = options.root
 
     def action() -> None:
-        target = root.resolve().parent / "released" / root.resolve().name
-        size = release(root, target)
-        looks = len(read_study(target).heldout_log)
-        print(f"{target}: {size / 1e6:.1f} MB; the held-out log has {looks} lines, commit it with the results")
+        target = root.resolve().parent / "released" / (options.name or root.resolve().name)
+        size = release(root, target, partial=options.partial)
+        study = read_study(target)
+        left = len(study.index.get("not_run", []))
+        print(
+            f"{target}: {size / 1e6:.1f} MB; {len(study.index['evaluations'])} evaluations, {left} not run; the "
+            f"held-out log has {len(study.heldout_log)} lines, commit it with the results"
+        )
 
     run_guarded(action)
 

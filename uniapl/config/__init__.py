@@ -22,8 +22,10 @@ from uniapl.config.data import (
 )
 from uniapl.config.discriminators import (
     DISCRIMINATOR_KINDS,
+    ControlSpec,
     DiscriminatorSpec,
     FeaturesSpec,
+    HeadSpec,
     PolarSpec,
     read_discriminator,
 )
@@ -36,7 +38,9 @@ from uniapl.config.evaluation import (
     ReferencesSpec,
 )
 from uniapl.config.study import (
+    AblationSpec,
     Study,
+    VariantSpec,
 )
 from uniapl.config.teachers import (
     RESERVED_IN_BODY,
@@ -64,6 +68,7 @@ __all__ = [
     "LOGITS_BYTES",
     "RESERVED_IN_BODY",
     "TEACHERS",
+    "AblationSpec",
     "AutoIFSpec",
     "BenchmarkSpec",
     "ChatTeacherSpec",
@@ -71,6 +76,7 @@ __all__ = [
     "Coefficient",
     "ComparedSpec",
     "ConfigError",
+    "ControlSpec",
     "Count",
     "DataSpec",
     "DiscriminatorSpec",
@@ -80,6 +86,7 @@ __all__ = [
     "EvalSpec",
     "FeaturesSpec",
     "Fraction",
+    "HeadSpec",
     "IFRLVRSpec",
     "MachineSpec",
     "ModelSpec",
@@ -96,5 +103,6 @@ __all__ = [
     "TrainSpec",
     "VLLMAccess",
     "VLLMSpec",
+    "VariantSpec",
     "read_discriminator",
 ]

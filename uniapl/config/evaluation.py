@@ -98,5 +98,8 @@ class ClaimSpec(Spec):
         0.0, ge=0, description="C5, C6: least reduction of Wasserstein distance that counts."
     )
     degrade_points: float = Field(2.0, ge=0, description="C8: least loss that counts as degradation.")
+    equivalence_points: float = Field(
+        5.0, gt=0, description="Controls: an interval within this of 0 on both sides is called equal; ours."
+    )
     num_resamples: Positive = Field(9999, description="Bootstrap and permutation draws.")
     seed: int = 0

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from uniapl.config.base import ModelSpec, Spec
+from uniapl.config.base import ModelSpec, Positive, Spec
 from uniapl.config.data import DataSpec
 from uniapl.config.discriminators import DiscriminatorSpec
 from uniapl.config.evaluation import ClaimSpec, EvalSpec
@@ -16,19 +16,43 @@ from uniapl.config.training import MachineSpec, SamplerSpec, StageSpec, TrainSpe
 TEMPLATE_TOKENS = 64  # more than a chat template puts around a message
 
 
+Size = Literal["steps", "prompts_per_step", "rollouts_per_prompt", "demonstrations_per_step"]
+Expert = Annotated[TeacherSpec, Field(discriminator="kind")]
+Judge = Annotated[DiscriminatorSpec, Field(discriminator="kind")]
+
+
+class VariantSpec(Spec):
+    """What one variant of an ablation changes of the study; everything else is as in the main run."""
+
+    stages: dict[str, dict[str, Any]] = Field({}, description="Keys of a method's stages, by the stage's name.")
+    times: dict[str, dict[Size, float]] = Field({}, description="Sizes of stages, as multiples of the scale's own.")
+    teacher: Expert | None = Field(None, description="A file of config/teachers, for training; never for evaluation.")
+    discriminator: Judge | None = Field(None, description="A file of config/discriminators, or keys of the study's.")
+
+
+class AblationSpec(Spec):
+    """One ablation; a file in config/ablations/."""
+
+    title: str
+    methods: tuple[str, ...] = Field(min_length=1, description="Paths that each variant is trained on.")
+    num_seeds: Positive = Field(2, description="Training seeds of its variants: the study's first ones.")
+    variants: dict[str, VariantSpec] = Field(min_length=1)
+
+
 class Study(Spec):
     """One scale, resolved: everything that `snakemake --cores all` will do."""
 
     scale: Literal["smoke", "laptop", "paper"]
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     methods: tuple[str, ...] = Field(min_length=1, description="Paths of stages, written with dots.")
-    ablations: tuple[str, ...] = Field((), description="Files of config/ablations run by the target `ablations`.")
+    ablations: dict[str, AblationSpec] = Field({}, description="Files of config/ablations, with their variants.")
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+    more_seeds: dict[str, tuple[int, ...]] = Field({}, description="Further training seeds of single methods.")
     stages: dict[str, StageSpec] = Field(description="By name; steps and sizes may be set by the scale.")
     paths: dict[str, dict[str, Any]] = Field({}, description="Overrides of the last stage of one path.")
     data: DataSpec
-    teacher: Annotated[TeacherSpec, Field(discriminator="kind")]
-    discriminator: Annotated[DiscriminatorSpec, Field(discriminator="kind")]
+    teacher: Expert
+    discriminator: Judge
     sampler: SamplerSpec
     compute: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of matrix products (weights stay float32); auto: bfloat16 where it is faster."
@@ -38,6 +62,10 @@ class Study(Spec):
     machine: MachineSpec = MachineSpec()
     claims: ClaimSpec
     cost: str = Field(description="One line: minutes, disk and memory of the whole scale, measured.")
+
+    def seeds_of(self, method: str) -> tuple[int, ...]:
+        """The training seeds of a method's main run, each once."""
+        return tuple(dict.fromkeys((*self.seeds, *self.more_seeds.get(method, ()))))
 
     @model_validator(mode="after")
     def _chat_teacher(self) -> Study:

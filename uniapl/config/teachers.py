@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from uniapl.config.base import ModelSpec, Positive, Spec
+from uniapl.config.base import ModelSpec, Positive, Spec, later
 
 
 class EditorSpec(Spec):
@@ -23,6 +23,11 @@ class EditorSpec(Spec):
     num_samples: Positive = Field(4, description="Drafts per demonstration; our choice.")
     temperature: float = Field(1.0, gt=0, description="Temperature of the drafts; our choice.")
     seed: int = Field(0, description="Seed of the drafts.")
+    answers: Literal["edited", "best", "violating", "other"] = later(
+        "edited",
+        description="edited: until the verifiers pass; best: the best draft as it is; violating: the worst one; other: "
+        "edited ones, each given to another prompt.",
+    )  # fmt: skip
 
 
 class EndpointAccess(Spec):

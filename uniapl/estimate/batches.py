@@ -77,7 +77,7 @@ def largest_batch(stage: StageSpec, data: DataSpec, machine: MachineSpec) -> Bat
     row = PROMPT_TOKENS + together * data.max_new_tokens
     if not machine.packing:
         positions = positions // row * row
-    tokens = stage.demonstrations_per_step * longest if stage.draws_demonstrations else 0
+    tokens = stage.demonstrations_trained * longest
     if stage.draws_rollouts:
         tokens += stage.prompts_per_step * (stage.rollouts_per_prompt // together) * row
     number, rows = math.ceil(tokens / positions / machine.ranks), math.ceil(positions / row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from uniapl.config import ConfigError, EditorSpec, ModelSpec, StageSpec, Study, VLLMSpec
 from uniapl.estimate.memory import BYTES, sampler_memory
@@ -24,7 +24,7 @@ from uniapl.estimate.work import (
 )
 from uniapl.plan import Plan, Run, in_share
 from uniapl.shapes import find_shape
-from uniapl.workflow import jobs_at_once
+from uniapl.workflow import evaluation_shares, jobs_at_once
 
 # Of rollouts.py (a step's) and teachers/drafts.py, which cannot be imported here; a test compares them.
 KEPT_ROLLOUTS, DRAFTS_PER_CALL = 8, 512
@@ -107,12 +107,21 @@ def jobs_of(plan: Plan, speed: Speed, place: Place) -> list[Job]:
         return Job(rule, what, None if place.gpus else speed.start_seconds(rule))
 
     asked = {one.rule: one for one in asked_of(plan.study, speed.lengths)}
+    learned_from = [
+        *_demonstrations(plan, speed, place, networks, asked.get("demonstrations")),
+        *_discriminators(plan, speed, place, networks),
+    ]
+    variants = [  # taken to cost as much as the study's own
+        replace(job, what=f"{job.what} of variants", requests=0.0)
+        for other in plan.others
+        for job in learned_from
+        if (job.rule, job.what) == (other.directory.parent.name, other.config["model"]["name"])
+    ]
     return [
         *_autoif(plan, speed, place, asked.get("autoif")),
         on_the_host("data"),
         *(on_the_host("models", name) for name in plan.models),
-        *_demonstrations(plan, speed, place, networks, asked.get("demonstrations")),
-        *_discriminators(plan, speed, place, networks),
+        *sorted([*learned_from, *variants], key=lambda job: job.rule),
         *(_run(plan, run, speed, place, networks[run.model]) for run in plan.runs),
         *_evaluations(plan, speed, place, networks),
         *(on_the_host(rule) for rule in ("tables", "figures", "report")),
@@ -264,7 +273,7 @@ def evaluations_of(plan: Plan, networks: dict[str, Networks], lengths: Lengths) 
 
 def _evaluations(plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks]) -> Iterator[Job]:
     """One job for each share of the models, on one GPU; one start of the engine for each base model in it."""
-    rule, number = "evaluate", jobs_at_once(plan.study.scale)
+    rule, number = "evaluate", evaluation_shares(plan, at_once=jobs_at_once(plan.study.scale))
     works = evaluations_of(plan, networks, speed.lengths)
     engines = {model.name: _engine(plan, model, place, ranks=1) for model in plan.study.models}
     for index in range(number):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from uniapl.config import (
     ConfigError,
+    ControlSpec,
     DataSpec,
     DiscriminatorSpec,
     FeaturesSpec,
@@ -265,8 +266,10 @@ def discriminator_memory(
 ) -> DiscriminatorMemory:  # fmt: skip
     """What the discriminator needs on a rank; `shape` is the base model's. Nothing for a POLAR of unknown shape."""
     if isinstance(spec, FeaturesSpec):
-        layers = min(spec.layer, shape.layers) * shape.layer_parameters
+        layers = min(spec.layer_of(shape.layers), shape.layers) * shape.layer_parameters
         return DiscriminatorMemory(BYTES[compute] * (shape.embedding_parameters + layers))
+    if isinstance(spec, ControlSpec):
+        return DiscriminatorMemory()
     polar = find_polar_shape(spec)
     if polar is None or machine.discriminator_engine == "servers":
         return DiscriminatorMemory()

@@ -173,7 +173,7 @@ def read_released_speed(root: Path) -> ReleasedSpeed:
 def _lengths(runs: Sequence[ReleasedRun], evaluations: Sequence[Path], data: DataSpec) -> Lengths:
     """Mean lengths and shares in a released study."""
     drawn = [run for run in runs if run.stage.draws_rollouts]
-    sft = [run for run in runs if run.stage.draws_demonstrations and not run.stage.draws_rollouts]
+    sft = [run for run in runs if run.stage.demonstrations_trained and not run.stage.draws_rollouts]
     rewarded = [run for run in runs if run.by_rewards_alone]
     capped = generated = 0
     for folder in evaluations:

@@ -33,10 +33,10 @@ from uniapl.estimate.teacher import (
     totals,
 )
 from uniapl.estimate.work import TASKS
-from uniapl.layers import CONFIG, load_study, merge, read_overrides
+from uniapl.layers import CONFIG, merge, read_overrides
 from uniapl.plan import Plan, make_plan
 from uniapl.sampler import resolve_compute, resolve_kind
-from uniapl.workflow import SCALES, jobs_at_once, read_settings
+from uniapl.workflow import SCALES, jobs_at_once, read_settings, study_of
 
 RELEASED = CONFIG.parent / "results" / "released" / "laptop"  # whose throughput counts on a CPU
 OWN_TASKS = ("development", "heldout", "ifbench")
@@ -57,6 +57,7 @@ class Options:
     sampling: float | None = None  # tokens/s of one GPU
     bench: Path | None = None
     answer_share: float | None = None
+    target: str = "all"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plan_of(scale: str, options: Options, overrides: Mapping[str, Any]) -> tuple
         raise ConfigError(f"--scale = {scale!r}: unknown; known: {', '.join(SCALES)}")
     settings = read_settings({**overrides, "scale": scale})
     ranks = {} if options.gpus is None else {"machine": {"ranks": options.gpus}}
-    study = load_study(scale, merge(ranks, settings.overrides))
+    study = study_of(scale, options.target, merge(ranks, settings.overrides))
     gpus = options.gpus or (study.machine.ranks if study.machine.gpus_per_rank else 0)
     if not gpus:
         given = {

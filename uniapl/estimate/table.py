@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from uniapl.config import ConfigError, FeaturesSpec, ModelSpec
+from uniapl.config import ConfigError, ControlSpec, FeaturesSpec, ModelSpec
 from uniapl.estimate.batches import PROMPT_TOKENS
 from uniapl.estimate.memory import (
     GPU_RESERVE,
@@ -146,7 +146,10 @@ def describe_discriminator(row: Row) -> str:
     """What the discriminator's column counts."""
     spec, machine, memory = row.plan.study.discriminator, row.plan.study.machine, row.memory.discriminator
     if isinstance(spec, FeaturesSpec):
-        return f"discriminator: the first {spec.layer} layers of the base model, whole on every rank"
+        first = f"first {spec.layer}" if spec.layer else "first half of the"
+        return f"discriminator: the {first} layers of the base model, whole on every rank"
+    if isinstance(spec, ControlSpec):
+        return "discriminator: a control that reads no model's states"
     if machine.discriminator_engine == "servers":
         return f"discriminator: {spec.location} on servers of its own, which are not counted"
     if not memory.weights:

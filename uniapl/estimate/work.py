@@ -18,7 +18,9 @@ from uniapl.config import (
     EditorSpec,
     EvalSpec,
     FeaturesSpec,
+    HeadSpec,
     MachineSpec,
+    PolarSpec,
     StageSpec,
     TeacherSpec,
     TrainSpec,
@@ -197,7 +199,7 @@ def update_step(
     answers = groups * stage.rollouts_per_prompt
     in_row = max(1, int((machine.micro_batch_tokens - prompt) // answer)) if machine.packing else 1
     rows = groups * math.ceil(stage.rollouts_per_prompt / in_row)  # each with the prompt once
-    demonstrations = stage.demonstrations_per_step if stage.draws_demonstrations else 0
+    demonstrations = stage.demonstrations_trained
     positions = rows * prompt + answers * answer + demonstrations * (prompt + shown)
     predicted = answers * answer + demonstrations * shown
     pairs = rows * causal_pairs(0, prompt) + answers * causal_pairs(prompt, answer)
@@ -258,8 +260,11 @@ class Judge:
     @classmethod
     def of(cls, spec: DiscriminatorSpec, shape: Shape) -> Judge | None:
         """The discriminator of a study: POLAR's shape, None where it is not known; or the base model's first layers."""
-        if isinstance(spec, FeaturesSpec):
-            return cls(Network.of(shape, layers=spec.layer, head=False), False)
+        if isinstance(spec, HeadSpec):
+            layers = (
+                spec.layer_of(shape.layers) if isinstance(spec, FeaturesSpec) else 0
+            )  # a control reads no model's states
+            return cls(Network.of(shape, layers=layers, head=False), False)
         polar = find_polar_shape(spec)
         return None if polar is None else cls(Network.of(polar, head=False), True)
 
@@ -290,7 +295,7 @@ def discriminator_flops(
     tested = judge.flops(
         prompts=data.num_discriminator_test, references=2, candidates=drafts + (1 if judge.is_polar else 0), **sizes
     )
-    if not isinstance(spec, FeaturesSpec):
+    if isinstance(spec, PolarSpec):
         return tested
     kept = min(spec.num_negatives, drafts)
     return tested + judge.flops(prompts=data.num_discriminator, references=2, candidates=kept, **sizes)

@@ -2,9 +2,10 @@
 
 Paper: answers of Qwen3-235B-A22B-Instruct-2507, here behind an endpoint or in a local vLLM (`rejection`). At laptop
 scale an editor stands in: n samples of the base model, the best one edited until the verifiers pass (`editor`). Each
-kept demonstration is verified; an order that none can be made for is dropped with its reason and counted. Held-out
-prompts get demonstrations for comparing distributions only; nothing is ever trained on them. Answers that a teacher was
-asked for are kept beside the directories of all students, which share them.
+kept demonstration is verified, but for the other experts of an ablation (`teacher.answers`); an order that none can be
+made for is dropped with its reason and counted. Held-out prompts get demonstrations for comparing distributions only;
+nothing is ever trained on them. Answers that a teacher was asked for are kept beside the directories of all students,
+which share them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from uniapl.entry import run_stage
 from uniapl.provenance import write_manifest, write_whole
 from uniapl.records import Demonstration, write_jsonl
 from uniapl.teachers.drafts import Draft, Drafting, Order, canned_drafts, judged, orders, sampled_drafts
-from uniapl.teachers.editor import demonstrate
+from uniapl.teachers.editor import demonstrate, exchanged
 from uniapl.teachers.kinds import kinds_csv, kinds_table, print_kinds
 from uniapl.teachers.reach import reached
 from uniapl.teachers.rejection import sample_until_passed
@@ -81,7 +82,7 @@ def main(
             drafts_of[one.prompt_id, one.take].append(one)
         made = [
             demonstrate(
-                order, drafts_of[order.prompt.id, order.take], seed=spec.seed, max_tokens=max_tokens,
+                order, drafts_of[order.prompt.id, order.take], spec=spec, max_tokens=max_tokens,
                 count_tokens=count_tokens,
             )
             for order in todo
@@ -112,6 +113,9 @@ def main(
             kinds = [constraint.kind for constraint in order.prompt.constraints]
             dropped_kinds.update(kinds)
             dropped.append({"prompt_id": order.prompt.id, "take": order.take, "reason": one, "kinds": kinds})
+
+    if isinstance(spec, EditorSpec) and spec.answers == "other":
+        kept = exchanged(kept, prompts)
 
     rows = kinds_table(drafts, kept, prompts, dropped_kinds)
     write_jsonl(directory / "samples.jsonl", drafts)

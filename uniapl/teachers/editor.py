@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
+from uniapl.config import EditorSpec
 from uniapl.constraints import verify
 from uniapl.constraints.edits import mend
-from uniapl.records import Demonstration
+from uniapl.records import Demonstration, Prompt
 from uniapl.seeding import stream
 from uniapl.teachers.drafts import Draft, Order
 
@@ -20,15 +23,27 @@ def ranked(drafts: Sequence[Draft]) -> list[Draft]:
 
 
 def demonstrate(
-    order: Order, drafts: Sequence[Draft], *, seed: int, max_tokens: int, count_tokens: Callable[[str], int]
+    order: Order, drafts: Sequence[Draft], *, spec: EditorSpec, max_tokens: int, count_tokens: Callable[[str], int]
 ) -> Demonstration | str:
-    """The best draft that can be mended as a verified demonstration, or the reason why there is none."""
+    """The demonstration that `spec.answers` asks for, or the reason why there is none.
+
+    The best draft that can be mended, verified; or, unedited, the best draft (`best`) or the worst (`violating`).
+    """
     unjudged = next((draft.status for draft in drafts if draft.status != "ok"), None)
     if unjudged is not None:
         return unjudged
     prompt = order.prompt
+    if spec.answers in ("best", "violating"):
+        chosen = ranked(drafts)[0 if spec.answers == "best" else -1]
+        if spec.answers == "violating" and all(chosen.followed):
+            return f"every one of {len(drafts)} drafts follows all constraints"
+        followed = tuple(one is True for one in chosen.followed)
+        identity = (prompt.id, prompt.split, order.take)
+        return Demonstration(
+            *identity, chosen.text, chosen.text, (), followed, count_tokens(chosen.text), chosen.truncated
+        )
     for draft in ranked(drafts):
-        rng = stream(seed, "mend", order.take, prompt.id, draft.index)
+        rng = stream(spec.seed, "mend", order.take, prompt.id, draft.index)
         mended = mend(
             prompt.constraints, draft.text.strip(), rng=rng, max_tokens=max_tokens, count_tokens=count_tokens,
             topic=prompt.topic,
@@ -49,3 +64,17 @@ def demonstrate(
                 truncated=draft.truncated and not mended.edits,
             )
     return f"no draft of {len(drafts)} could be mended"
+
+
+def exchanged(made: Sequence[Demonstration], prompts: Mapping[str, Prompt]) -> list[Demonstration]:
+    """Every demonstration given to the next prompt of its split and take, with the verdict that it has there."""
+    together: dict[tuple[str, int], list[Demonstration]] = defaultdict(list)
+    for one in made:
+        together[one.split, one.take].append(one)
+    given = {}
+    for group in together.values():
+        for taker, giver in zip(group, [*group[1:], group[0]], strict=True):
+            verdict = verify(prompts[taker.prompt_id].constraints, giver.text)
+            followed = tuple(one is True for one in verdict.followed)
+            given[taker.prompt_id, taker.take] = replace(giver, prompt_id=taker.prompt_id, followed=followed)
+    return [given[one.prompt_id, one.take] for one in made]

@@ -38,8 +38,8 @@ try:
         INDEX = study_workflow.read_released(Path(ROOT))
     else:
         SCALE, NOTE = study_workflow.choose_scale(SETTINGS)
-        PLANS = study_workflow.make_plans(SETTINGS, SCALE)
-        TARGET = next((name for name in ("matrix", "ablations") if name in sys.argv[1:]), "all")
+        TARGET = study_workflow.chosen_target(sys.argv[1:])
+        PLANS = study_workflow.make_plans(SETTINGS, SCALE, TARGET)
         ROOT = OUTPUT = str(PLANS[TARGET].root)
         INDEX = study_index(PLANS[TARGET])
         UPSTREAM = study_workflow.upstream(PLANS)

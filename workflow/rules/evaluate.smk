@@ -1,4 +1,7 @@
-# Evaluation: the models in as many shares as run at once; one start of the engine for all models of a share.
+# Evaluation: the models in as many shares as run at once, or more; one start of the engine for all models of a share.
+
+
+SHARES = study_workflow.evaluation_shares(PLANS[TARGET], at_once=AT_ONCE)
 
 
 def share_of(name):
@@ -8,8 +11,8 @@ def share_of(name):
 
 def evaluated(_):
     """The markers that close the evaluation of exactly this study's models on exactly its tasks."""
-    shares = [f"{number + 1}of{AT_ONCE}" for number in range(AT_ONCE)]
-    named = {share: sorted(str(e.directory.relative_to(plan().root)) for e in share_of(share)) for share in shares}
+    shares = [f"{number + 1}of{SHARES}" for number in range(SHARES)]
+    named = {share: sorted(os.path.relpath(e.directory, plan().root) for e in share_of(share)) for share in shares}
     return [f"{ROOT}/evaluations/{content_hash(listed)}.{share}.done.json" for share, listed in named.items()]
 
 
@@ -32,6 +35,7 @@ rule evaluate:
         f"{ROOT}/benchmarks/evaluate/{{name}}.{{share}}.tsv"
     wildcard_constraints:
         share=r"\d+of\d+",
+    priority: 3 if SHARES > AT_ONCE else 0  # of a large study, so that what is trained is soon a result
     threads: lambda _: cores_of(at_once=AT_ONCE)
     resources:
         mem_mb=MEMORY_MB,

@@ -42,7 +42,7 @@ rule train:
 LONGEST = "|".join(
     re.escape(str(run.directory.relative_to(f"{ROOT}/runs")))
     for run in PLANS[TARGET].runs
-    if run.config["path"][-1]["lambda_adv"]
+    if run.config["path"][-1]["lambda_adv"] and run.directory.is_relative_to(ROOT)
 )
 
 if LONGEST:

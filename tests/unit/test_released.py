@@ -1,0 +1,78 @@
+"""Which runs a study takes from released results, and which it trains again for their weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uniapl.layers import load_study
+from uniapl.plan import Artifact, Plan, make_plan, study_index
+from uniapl.released import describe, with_released
+
+
+def a_plan(root: Path, **values: Any) -> Plan:
+    return make_plan(load_study("smoke", {"models": "tiny_qwen3"} | values), root, sampler="hf", compute="float32")
+
+
+def put(folder: Path, plan: Plan, artifacts: list[Artifact]) -> None:
+    """The files by which an artifact is known as released."""
+    for artifact in artifacts:
+        place = folder / artifact.directory.relative_to(plan.root)
+        place.mkdir(parents=True)
+        for name in ("manifest.json", "config.json", "demonstrations.jsonl", "samples.jsonl", "head.safetensors"):
+            (place / name).write_text("{}")
+
+
+def made(plan: Plan) -> set[str]:
+    return {f"{'.'.join(r.path)} {r.variant} {r.seed}" for r in plan.runs if r.directory.is_relative_to(plan.root)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "released" / "smoke"
+
+
+def test_a_study_that_was_released_whole_makes_nothing(tmp_path: Path, folder: Path) -> None:
+    plan = a_plan(tmp_path, methods="sft,sft.grpo,uniapl")
+    put(folder, plan, plan.artifacts())
+    taken = with_released(plan, [folder])
+    assert not [a.directory for a in taken.artifacts() if not a.directory.is_relative_to(folder)]
+    index = study_index(taken)
+    assert all(e["directory"].startswith("../released/smoke/") for e in (*index["runs"], *index["evaluations"]))
+    assert describe(taken) == "3 of 3 runs are taken from released results, none made here"
+    assert {a.directory.name for a in taken.artifacts()} == {a.directory.name for a in plan.artifacts()}
+
+
+def test_what_a_new_run_goes_on_from_is_trained_again_with_all_that_goes_on_from_it(
+    tmp_path: Path, folder: Path
+) -> None:
+    old = a_plan(tmp_path, methods="sft,grpo,sft.grpo", seeds="0,1")
+    put(folder, old, old.artifacts())
+    taken = with_released(a_plan(tmp_path, methods="sft,grpo,sft.grpo,sft.a_grpo", seeds="0,1"), [folder])
+    # sft.a_grpo is new and goes on from sft, whose weights were not released; so sft.grpo is made again too
+    assert made(taken) == {f"{path} main {seed}" for path in ("sft", "sft.grpo", "sft.a_grpo") for seed in (0, 1)}
+    assert all(run.parent.directory.is_relative_to(taken.root) for run in taken.runs if run.parent)
+    again = {e.label for e in taken.evaluations if e.directory.is_relative_to(taken.root)}
+    assert again == {"sft", "sft.grpo", "sft.a_grpo"}
+    local = {a.directory for a in (*taken.models.values(), taken.data)}
+    assert all(directory.is_relative_to(taken.root) for directory in local), "something is trained: weights are needed"
+    assert taken.demonstrations["tiny_qwen3"].directory.is_relative_to(folder)
+    assert taken.runs[0].reads["demonstrations"] == taken.demonstrations["tiny_qwen3"]
+
+
+def test_another_evaluation_needs_the_weights(tmp_path: Path, folder: Path) -> None:
+    old = a_plan(tmp_path, methods="grpo")
+    put(folder, old, old.artifacts())
+    changed = with_released(a_plan(tmp_path, methods="grpo", evals="development,heldout"), [folder])
+    assert made(changed) == {"grpo main 0"}
+
+
+def test_a_directory_without_what_stages_read_of_it_is_made(tmp_path: Path, folder: Path) -> None:
+    plan = a_plan(tmp_path, methods="grpo")
+    put(folder, plan, plan.artifacts())
+    name = plan.demonstrations["tiny_qwen3"].directory.name
+    (folder / "demonstrations" / name / "demonstrations.jsonl").unlink()
+    taken = with_released(plan, [folder])
+    assert taken.demonstrations["tiny_qwen3"] == plan.demonstrations["tiny_qwen3"]

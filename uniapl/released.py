@@ -1,0 +1,86 @@
+"""What a study takes from released results instead of making it: `--config source=released+local`.
+
+A released directory has the same name as the one that would be made, since both are named by their config's hash; the
+study's index then names the released one, and no rule makes it. Released runs come without weights. So a run is taken
+where its evaluation is released too and nothing that is still to be trained goes on from it; else it is trained again,
+with all that goes on from it, so that no result stands beside weights that it does not come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from uniapl.plan import Artifact, Evaluation, Plan, Run
+
+# Beside the manifest, what later stages read of a directory.
+READ = {"demonstrations": ("demonstrations.jsonl", "samples.jsonl"), "discriminator": ("head.safetensors",)}
+
+
+def find_released(artifact: Artifact, root: Path, folders: Sequence[Path]) -> Path | None:
+    """Where an artifact was released, with all that stages read of it."""
+    place = artifact.directory.relative_to(root)
+    needed = ("manifest.json", "config.json", *READ.get(place.parts[0], ()))
+    return next((f / place for f in folders if all((f / place / name).is_file() for name in needed)), None)
+
+
+def again(plan: Plan, found: dict[Path, Path]) -> set[Path]:
+    """Directories of the runs that have to be trained here; `found` says where directories were released."""
+    trained = {run.directory for run in plan.runs if run.directory not in found}
+    trained |= {e.run.directory for e in plan.evaluations if e.run and e.directory not in found}
+    while True:
+        more = {run.parent.directory for run in plan.runs if run.parent and run.directory in trained}
+        more |= {run.directory for run in plan.runs if run.parent and run.parent.directory in trained}
+        if more <= trained:
+            return trained
+        trained |= more
+
+
+def with_released(plan: Plan, folders: Sequence[Path]) -> Plan:
+    """The plan with the directories of what is taken from `folders`, of which the first that has one counts."""
+    places = {a.directory: find_released(a, plan.root, folders) for a in plan.artifacts()}
+    found = {directory: place for directory, place in places.items() if place is not None}
+    trained = again(plan, found)
+    bases = [e for e in plan.evaluations if e.run is None]
+    kept = {run.directory for run in plan.runs} - trained
+    kept |= {e.directory for e in plan.evaluations if e.run is None or e.run.directory not in trained}
+    kept |= {a.directory for a in (*plan.demonstrations.values(), *plan.discriminators.values(), *plan.others)}
+    if not trained and all(e.directory in found for e in bases):  # else weights and prompts are needed here
+        kept |= {a.directory for a in (*plan.models.values(), plan.data)}
+    made: dict[Path, Any] = {}
+
+    def moved(artifact: Any) -> Any:
+        if artifact.directory not in made:
+            changes: dict[str, Any] = {"reads": {option: moved(read) for option, read in artifact.reads.items()}}
+            if artifact.directory in kept & set(found):
+                changes["directory"] = found[artifact.directory]
+            if isinstance(artifact, Run):
+                changes["parent"] = moved(artifact.parent) if artifact.parent else None
+            if isinstance(artifact, Evaluation):
+                changes["run"] = moved(artifact.run) if artifact.run else None
+            made[artifact.directory] = replace(artifact, **changes)
+        return made[artifact.directory]
+
+    def named(artifacts: dict[str, Artifact]) -> dict[str, Artifact]:
+        return {name: moved(artifact) for name, artifact in artifacts.items()}
+
+    return replace(
+        plan, data=moved(plan.data), models=named(plan.models), demonstrations=named(plan.demonstrations),
+        discriminators=named(plan.discriminators), others=[moved(a) for a in plan.others],
+        runs=[moved(run) for run in plan.runs], evaluations=[moved(e) for e in plan.evaluations],
+    )  # fmt: skip
+
+
+def describe(plan: Plan) -> str:
+    """One line: what is taken, what is made, and which released runs are trained again for their weights."""
+    taken = [run for run in plan.runs if run.manifest.is_file() and not run.directory.is_relative_to(plan.root)]
+    made = [run for run in plan.runs if run not in taken]
+    return f"{len(taken)} of {len(plan.runs)} runs are taken from released results, {_names(made)} made here"
+
+
+def _names(runs: Iterable[Run]) -> str:
+    names = [f"{'.'.join(run.path)} seed {run.seed}" for run in runs]
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return f"{len(names)} ({shown})" if names else "none"
