@@ -3,7 +3,8 @@
 `uniapl estimate --model qwen3_0_6b` prints how much memory training a model takes, `uniapl estimate --scale paper
 --gpus 8` what a whole study takes, before anything is started; `uniapl sample --run DIR` what a trained model answers;
 `uniapl card --run DIR` writes its model card; `uniapl score --task ifeval --responses FILE --output FILE` judges
-answers that lie in a file. DIR is a run directory,
+answers that lie in a file; `uniapl trace 1 --row 3 --column prompt_strict` says where a cell of a table comes from. DIR
+is a run directory,
 results/<scale>/runs/<model>/<path>/<variant>-<hash>/seed<k>; answers are greedy, as in evaluation, and come from the
 transformers sampler, which starts fastest for a few prompts.
 """
@@ -24,7 +25,7 @@ from rich.text import Text
 from uniapl.config import MachineSpec, SamplerSpec
 from uniapl.entry import run_guarded
 from uniapl.plan import data_config
-from uniapl.provenance import content_hash, read_config, read_manifest
+from uniapl.provenance import content_hash, read_config, read_manifest, root_of
 from uniapl.records import Constraint, Demonstration, Prompt, read_demonstrations
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Commands over the results of the uniapl suite.")
@@ -51,14 +52,6 @@ class Answer:
     text: str
     followed: tuple[bool | None, ...]
     truncated: bool
-
-
-def root_of(run: Path) -> Path:
-    """results/<scale> of a run directory. Raise ValueError where the directory is not one."""
-    run = run.resolve()
-    if not run.name.startswith("seed") or len(run.parents) < 5 or run.parents[3].name != "runs":
-        raise ValueError(f"{run} is no run directory; it looks like results/laptop/runs/<model>/<path>/<name>/seed0")
-    return run.parents[4]
 
 
 def spread(prompts: Sequence[Prompt], num: int) -> list[Prompt]:
@@ -180,6 +173,7 @@ def write_card_of(run: Path) -> None:
 def estimate(
     model: Annotated[str | None, typer.Option(help="File in config/models, folder or hub id, trained on GPUs.")] = None,
     scale: Annotated[str | None, typer.Option(help="A whole study: smoke, laptop, paper.")] = None,
+    target: Annotated[str, typer.Option(help="Of a scale: all, matrix, ablations, ablation_NAME.")] = "all",
     gpus: Annotated[int | None, typer.Option(help="GPUs; else the scale's own, or 1, 2, 4 and 8 of a model.")] = None,
     gpu: Annotated[str, typer.Option(help="What they are: H100, H200, A100, L40S, RTX 4090 and others.")] = "H100",
     gpu_memory_gib: Annotated[float | None, typer.Option(min=1, help="Memory of each, if not as stated.")] = None,
@@ -215,9 +209,48 @@ def estimate(
     given = {part: {k: v for k, v in values.items() if v is not None} for part, values in named.items()}
     given = {part: values for part, values in given.items() if values}
     options = Options(
-        gpus, gpu, gpu_memory_gib, tokens_per_second_train, tokens_per_second_rollout, bench, answer_share
+        gpus, gpu, gpu_memory_gib, tokens_per_second_train, tokens_per_second_rollout, bench, answer_share, target
     )
     run_guarded(lambda: show_estimate(model, scale, options, config=config or (), named=given))
+
+
+@app.command()
+def trace(
+    table: Annotated[int, typer.Argument(help="Number of the table.")],
+    row: Annotated[str, typer.Option(help="Of its csv: the number, or key=value,key=value of its columns.")],
+    column: Annotated[str, typer.Option(help="Of its csv.")],
+    root: Annotated[Path, typer.Option(help="Folder with study.json.")] = Path("results/laptop"),
+) -> None:
+    """Print what a cell of a table comes from: statistic, records, manifests, config and commit."""
+    from uniapl.analysis.trace import trace as chain_of
+
+    run_guarded(lambda: Console(highlight=False, soft_wrap=True).print(chain_of(root, table, row, column)))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A finished run's directory.")],
+    second: Annotated[Path, typer.Argument(help="Another one's.")],
+) -> None:
+    """Print what differs between two runs in config and environment, and their results side by side."""
+    from uniapl.analysis.compare import compare as tables_of
+
+    def action() -> None:
+        for table in tables_of(first, second):
+            Console(highlight=False, soft_wrap=True).print(table)
+
+    run_guarded(action)
+
+
+@app.command()
+def watch(
+    root: Annotated[Path, typer.Option(help="Folder with study.json.")] = Path("results/laptop"),
+    once: Annotated[bool, typer.Option(help="Print once instead of redrawing.")] = False,
+) -> None:
+    """Show a study's runs: step, reward, time left."""
+    from uniapl.watch import watch as show
+
+    run_guarded(lambda: show(root, once=once))
 
 
 @app.command()
@@ -238,7 +271,7 @@ def show_findings(scale: str, overrides: dict[str, Any]) -> None:
     from uniapl.doctor import examine, show
     from uniapl.workflow import make_plans, read_settings
 
-    plan = make_plans(read_settings({"scale": scale} | overrides), scale)["all"]
+    plan = make_plans(read_settings({"scale": scale} | overrides), scale, "all")["all"]
     if missing := show(examine(plan)):
         raise ValueError(f"{missing} things are missing for scale {scale}; each line above says what brings it")
 

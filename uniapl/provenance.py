@@ -150,3 +150,11 @@ def config_hash_of(directory: Path) -> str:
     directory = directory.resolve()
     name = directory.parent.name if directory.name.startswith("seed") else directory.name
     return name.rsplit("-", 1)[-1]
+
+
+def root_of(run: Path) -> Path:
+    """results/<scale> of a run directory. Raise ValueError where the directory is not one."""
+    run = run.resolve()
+    if not run.name.startswith("seed") or len(run.parents) < 5 or run.parents[3].name != "runs":
+        raise ValueError(f"{run} is no run directory; it looks like results/laptop/runs/<model>/<path>/<name>/seed0")
+    return run.parents[4]

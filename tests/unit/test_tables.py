@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from uniapl.analysis import tables
+from uniapl.analysis.ablations import against_margin
 from uniapl.analysis.claims import findings, verdict
 from uniapl.analysis.collect import read_study
 from uniapl.analysis.labels import method_label, method_order
@@ -223,6 +225,36 @@ def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> N
         "lambda_adv.0": 0.75,
         "lambda_adv.5": 0.1,
     }
+
+
+def test_c7_compares_the_best_weight_of_each_way(tmp_path: Path, study_builder: Builder) -> None:
+    solved = {"loss": 10, "loss_1": 18, "reward": 16, "reward_1": 4}
+    study_builder(tmp_path, variants={f"adversarial_as.{name}": n for name, n in solved.items()})
+    row = next(row for row in findings(read_study(tmp_path)) if row.claim == "C7")
+    assert "as loss, weight 1 − reward (best weights)" in row.measured
+    assert row.quantity.value == pytest.approx(100 * (18 - 16) / 20)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (-0.04, 0.05, "equal"), (0.01, 0.04, "equal"), (0.01, 0.06, "better"), (-0.09, -0.01, "worse"),
+        (-0.06, 0.01, "undecided"), (math.nan, math.nan, ""),
+    ],
+)  # fmt: skip
+def test_a_variant_is_held_against_the_margin_by_its_whole_interval(low: float, high: float, told: str) -> None:
+    assert against_margin(Estimate((low + high) / 2, low, high, 10, "t"), 0.05) == told
+
+
+def test_what_another_expert_costs_is_a_table_of_methods(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, variants={"teacher.violating": 6, "teacher.best_of_n": 16, "lambda_adv.5": 2})
+    assert "table9.md" in table_files(index)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {r["expert"]: r for r in records(tmp_path / "tables", 9)}
+    assert set(found) == {"violating", "best_of_n"}
+    assert float(found["violating"]["prompt_strict_minus_own_expert"]) == pytest.approx((6 - 16) / 20)
+    assert (found["violating"]["against_margin"], found["best_of_n"]["against_margin"]) == ("worse", "equal")
+    assert "table9.md" not in table_files(study_builder(tmp_path / "without", variants={"lambda_adv.5": 2}))
 
 
 def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None:

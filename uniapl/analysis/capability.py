@@ -9,6 +9,7 @@ from uniapl.analysis.collect import Study
 from uniapl.analysis.labels import GENERAL, with_interval
 from uniapl.analysis.outputs import general_tasks
 from uniapl.analysis.render import Block, Table
+from uniapl.analysis.sources import SOURCE, Source
 from uniapl.analysis.stats import wilson
 
 METRICS = ("acc,none", "exact_match,strict-match", "exact_match,none", "pass@1,create_test", "pass@1,none")
@@ -73,7 +74,9 @@ def table8(study: Study) -> Table:
                 values = (
                     model, method, study.label(method), task, score.metric, score.num_seeds, n, score.value, low, high,
                 )  # fmt: skip
-                records.append(dict(zip(COLUMNS, values, strict=True)))
+                directories = tuple(entry["directory"] for entry in study.evaluations(model, method))
+                source = Source("lm-eval's accuracy, mean over seeds", directories, ("results.json",), task)
+                records.append(dict(zip(COLUMNS, values, strict=True)) | {SOURCE: source})
             rows.append((*((study.models[model],) if several else ()), study.label(method), *cells))
     heads = [f"{GENERAL.get(task, task)} ({sizes[task]:,} questions), %" for task in tasks]
     columns = (*(("Model",) if several else ()), "Method", *heads)

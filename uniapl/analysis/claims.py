@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from scipy.stats import norm
 
 from uniapl.analysis import comparisons
+from uniapl.analysis.ablations import judged_on
 from uniapl.analysis.capability import general_score
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, GROUPS, TASKS, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import general_tasks
-from uniapl.analysis.stats import EMPTY, Estimate, holm
+from uniapl.analysis.stats import EMPTY, POWER, Estimate, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 
@@ -97,11 +98,14 @@ def _row(claim: str, model: str, reason: str, tolerance: str = "—") -> Finding
 
 def _points(estimate: Estimate) -> str:
     shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
-    return f"{shown} points" + (f", {p_value(estimate.p)} ({estimate.test})" if math.isfinite(estimate.p) else "")
+    tested = f", {p_value(estimate.p)} ({estimate.test})" if math.isfinite(estimate.p) else ""
+    seen = f"; {POWER:.0%} power from {plain_number(100 * estimate.smallest_seen, 1)} points on"
+    return f"{shown} points{tested}{seen if math.isfinite(estimate.smallest_seen) else ''}"
 
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return replace(estimate, value=estimate.value * factor, low=estimate.low * factor, high=estimate.high * factor)
+    scaled = {name: getattr(estimate, name) * factor for name in ("value", "low", "high", "smallest_seen")}
+    return replace(estimate, **scaled)
 
 
 def _judged_on(study: Study) -> Evaluation:
@@ -252,21 +256,32 @@ def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate,
     )
 
 
-def _choice_split(study: Study) -> Evaluation:
-    """Ablations are compared on the development split where it was evaluated, else on the held-out prompts."""
-    return Evaluation("development", "all", "development") if "development" in study.index["tasks"] else HELDOUT
+WEIGHTS = ("", "_1")  # of the ablation adversarial_as: each way with lambda_adv as in the main run, and 1
+
+
+def _best(study: Study, model: str, way: str) -> str | None:
+    """The variant of a way that did best on the choices' split; None where one of its weights was not run."""
+    names = [f"adversarial_as.{way}{weight}" for weight in WEIGHTS]
+    found = [name for name in names if _has(study, model, UNIAPL, variant=name)]
+    if not found:
+        return None
+    split = judged_on(study)
+    return max(
+        found, key=lambda name: comparisons.accuracy(study, model, UNIAPL, split, "prompt_strict", variant=name).value
+    )
 
 
 def _loss_or_reward(study: Study, model: str) -> Finding:
+    """C7: the best weight of each way, chosen on the development prompts, compared on the held-out ones."""
     row = replace(_row("C7", model, "", "the whole interval above 0"), margin=0.0, unit="points")
-    loss, reward = "adversarial_as.loss", "adversarial_as.reward"
-    if not (_has(study, model, UNIAPL, variant=loss) and _has(study, model, UNIAPL, variant=reward)):
+    loss, reward = (_best(study, model, way) for way in ("loss", "reward"))
+    if loss is None or reward is None:
         return replace(row, reason="the ablation adversarial_as was not run")
-    split = _choice_split(study)
-    gain = comparisons.difference(
-        study, model, UNIAPL, UNIAPL, split, "prompt_strict", variant=loss, other_variant=reward
-    )
-    measured = f"as loss − as reward, prompt strict, {split.title.lower()} prompts: {_points(gain)}"
+    of = HELDOUT if "heldout" in study.index["tasks"] else judged_on(study)
+    gain = comparisons.difference(study, model, UNIAPL, UNIAPL, of, "prompt_strict", variant=loss, other_variant=reward)
+    names = " − ".join(name.removeprefix("adversarial_as.").replace("_1", ", weight 1") for name in (loss, reward))
+    chosen = f"chosen on {judged_on(study).title.lower()} prompts" if of != judged_on(study) else "best weights"
+    measured = f"as {names} ({chosen}), prompt strict, {of.title.lower()} prompts: {_points(gain)}"
     return replace(row, quantity=_scaled(gain, 100), measured=measured)
 
 
@@ -291,7 +306,7 @@ def _too_large(study: Study, model: str) -> Finding:
     if not variants or not _has(study, model, UNIAPL):
         return replace(row, reason="the ablation lambda_adv was not run")
     largest = max(variants)
-    split = _choice_split(study)
+    split = judged_on(study)
     lost = comparisons.difference(study, model, UNIAPL, UNIAPL, split, "prompt_strict", other_variant=variants[largest])
     measured = f"main run − lambda_adv = {largest:g}, prompt strict, {split.title.lower()} prompts: {_points(lost)}"
     return replace(row, quantity=_scaled(lost, 100), measured=measured)
@@ -314,7 +329,10 @@ def _general(study: Study, model: str) -> Finding:
     value = 100 * sum(change for change, _ in known.values()) / len(known)
     error = 100 * math.sqrt(sum(variance for _, variance in known.values())) / len(known)
     half = float(norm.ppf(0.5 + study.claims.confidence / 2)) * error
-    quantity = Estimate(value, value - half, value + half, len(known), "normal, unpaired")
+    what = "change of lm-eval's accuracies, mean of the general tasks"
+    sides = ((model, UNIAPL, MAIN), (model, BASE, MAIN))
+    source = comparisons.records_of(study, what, *sides, files=["results.json"], selection=", ".join(known))
+    quantity = Estimate(value, value - half, value + half, len(known), "normal, unpaired", source=source)
     shown = with_interval(value, quantity.low, quantity.high, 1, signed=True)
     return replace(row, quantity=quantity, measured=f"UniAPL − base, mean of {', '.join(known)}: {shown} points")
 

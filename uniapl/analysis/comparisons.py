@@ -5,11 +5,13 @@ Tables, figures and claims ask here, so that the same number is the same everywh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from uniapl.analysis import stats
 from uniapl.analysis.collect import MAIN, Study, common, expert_values, prompt_scores, values
 from uniapl.analysis.labels import GROUPS, TASKS
+from uniapl.analysis.sources import Source
 from uniapl.analysis.stats import Estimate
 
 COLUMNS = {
@@ -17,6 +19,9 @@ COLUMNS = {
     "logprob_base": "mean token log-prob under the base model, nats",
     "logprob_trained": "mean token log-prob under the trained model, nats",
 }
+
+
+EXPERT_FILES = ("heldout.jsonl", "expert.jsonl")
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,34 @@ def evaluations(study: Study) -> list[Evaluation]:
     return found
 
 
+def records_of(
+    study: Study, statistic: str, *sides: tuple[str, str, str], files: Sequence[str], selection: str = ""
+) -> Source:
+    """The records of evaluations, each side a model, method and variant with all its seeds."""
+    entries = [entry for side in sides for entry in study.evaluations(*side)]
+    return Source(statistic, tuple(dict.fromkeys(e["directory"] for e in entries)), tuple(files), selection)
+
+
+def _asked(of: Evaluation, what: str) -> str:
+    return what if of.group == "all" else f"{what}; group = {of.group}"
+
+
 def accuracy(study: Study, model: str, method: str, of: Evaluation, metric: str, *, variant: str = MAIN) -> Estimate:
     """An accuracy (0 to 1) with its interval."""
     scores = prompt_scores(study, model, method, task=of.task, group=of.group, metric=metric, variant=variant)
     names = (model, method, variant, of.task, of.group, metric)
-    return stats.accuracy(scores.hits_SP, scores.counts_SP, draws=study.resampling, names=names)
+    found = stats.accuracy(scores.hits_SP, scores.counts_SP, draws=study.resampling, names=names)
+    source = records_of(
+        study, f"accuracy, {metric}", (model, method, variant), files=[f"{of.task}.jsonl"],
+        selection=_asked(of, _judged(metric)),
+    )  # fmt: skip
+    return replace(found, source=source)
+
+
+def _judged(metric: str) -> str:
+    """The fields of a record that an accuracy counts."""
+    level, strictness = metric.split("_")
+    return f"prompt_{strictness}" if level == "prompt" else strictness
 
 
 def difference(
@@ -67,19 +95,28 @@ def difference(
     a, b = common(a, b)
     names = (model, method, variant, other, other_variant, of.task, of.group, metric)
     names += (other_model,) if other_model else ()
-    return stats.paired_difference(a.hits_SP, b.hits_SP, a.counts_SP, draws=study.resampling, names=names)
+    found = stats.paired_difference(a.hits_SP, b.hits_SP, a.counts_SP, draws=study.resampling, names=names)
+    source = records_of(
+        study, f"difference of {metric}, paired by prompt", (model, method, variant), (second, other, other_variant),
+        files=[f"{of.task}.jsonl"], selection=_asked(of, _judged(metric)),
+    )  # fmt: skip
+    return replace(found, source=source)
 
 
 def mean(study: Study, model: str, method: str, column: str, *, task: str = "heldout", variant: str = MAIN) -> Estimate:
     """Mean of a number (num_tokens, truncated, a log-prob) over a task's prompts."""
     found = values(study, model, method, task=task, column=column, variant=variant)
-    return stats.mean(found.hits_SP, draws=study.resampling, names=(model, method, variant, task, "mean"))
+    estimate = stats.mean(found.hits_SP, draws=study.resampling, names=(model, method, variant, task, "mean"))
+    side = (model, method, variant)
+    return replace(estimate, source=records_of(study, "mean", side, files=[f"{task}.jsonl"], selection=column))
 
 
 def expert_mean(study: Study, model: str, method: str, column: str) -> Estimate:
     """Mean of the expert's number over the held-out prompts, as one method's evaluation recorded it."""
     found = expert_values(study, model, method, column=column)
-    return stats.mean(found.hits_SP[:1], draws=study.resampling, names=(model, method, "expert", column))
+    estimate = stats.mean(found.hits_SP[:1], draws=study.resampling, names=(model, method, "expert", column))
+    side = (model, method, MAIN)
+    return replace(estimate, source=records_of(study, "mean", side, files=["expert.jsonl"], selection=column))
 
 
 def distances(study: Study, model: str, method: str, column: str, *, variant: str = MAIN) -> tuple[Estimate, Estimate]:
@@ -87,7 +124,16 @@ def distances(study: Study, model: str, method: str, column: str, *, variant: st
     answers = values(study, model, method, task="heldout", column=column, variant=variant)
     expert = expert_values(study, model, method, column=column, variant=variant)
     answers, expert = common(answers, expert)
-    return stats.distances(answers.hits_SP, expert.hits_SP, draws=study.resampling)
+    found = stats.distances(answers.hits_SP, expert.hits_SP, draws=study.resampling)
+    names = ("Wasserstein-1 distance to the expert", "Kolmogorov-Smirnov distance to the expert")
+    first, second = (
+        replace(
+            estimate,
+            source=records_of(study, name, (model, method, variant), files=EXPERT_FILES, selection=column),
+        )
+        for name, estimate in zip(names, found, strict=True)
+    )
+    return first, second
 
 
 def reduction(study: Study, model: str, method: str, other: str, column: str) -> Estimate:
@@ -96,6 +142,9 @@ def reduction(study: Study, model: str, method: str, other: str, column: str) ->
     found += [expert_values(study, model, m, column=column) for m in (method, other)]
     a, b, expert_a, expert_b = common(*found)
     names = (model, method, other, column)
-    return stats.distance_reduction(
+    estimate = stats.distance_reduction(
         a.hits_SP, b.hits_SP, expert_a.hits_SP, expert_b.hits_SP, draws=study.resampling, names=names
     )
+    what = "reduction of the Wasserstein-1 distance to the expert, paired by prompt"
+    sides = ((model, method, MAIN), (model, other, MAIN))
+    return replace(estimate, source=records_of(study, what, *sides, files=EXPERT_FILES, selection=column))

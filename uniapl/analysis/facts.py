@@ -9,6 +9,7 @@ from typing import Any
 from uniapl.analysis.collect import Study
 from uniapl.analysis.labels import plain_number
 from uniapl.analysis.render import Block, Table
+from uniapl.analysis.sources import SOURCE, Source
 
 USABLE_AUC = 0.6  # without length features
 NO_SIGNAL = "the adversarial term carries no usable signal in this study"
@@ -93,14 +94,12 @@ def no_signal(study: Study, model: str) -> str | None:
 def table5(study: Study) -> Table:
     """Data, teacher and discriminator as their manifests state them."""
     records: list[dict[str, Any]] = []
-    sections = [_section("Data", "", study.manifests[study.index["data"]], "", records)]
+    sections = [_section("Data", "", study, study.index["data"], "", records)]
     notes = []
     for model, title in study.models.items():
         suffix = f", {title}" if len(study.models) > 1 else ""
-        teacher = study.manifests[study.index["demonstrations"][model]]
-        judge = study.manifests[study.index["discriminators"][model]]
-        sections.append(_section("Teacher", model, teacher, suffix, records))
-        sections.append(_section("Discriminator", model, judge, suffix, records))
+        sections.append(_section("Teacher", model, study, study.index["demonstrations"][model], suffix, records))
+        sections.append(_section("Discriminator", model, study, study.index["discriminators"][model], suffix, records))
         sentence = no_signal(study, model)
         if sentence:
             notes.append(sentence)
@@ -116,11 +115,12 @@ def table5(study: Study) -> Table:
 
 
 def _section(
-    part: str, model: str, manifest: dict[str, Any], suffix: str, records: list[dict[str, Any]]
+    part: str, model: str, study: Study, directory: str, suffix: str, records: list[dict[str, Any]]
 ) -> tuple[str, tuple[tuple[str, str], ...]]:
     rows = []
-    for name, value in facts_of(manifest):
-        records.append({"part": part.lower(), "model": model, "name": name, "value": value})
+    for name, value in facts_of(study.manifests[directory]):
+        source = Source("stated in the manifest", (directory,), ("manifest.json",), name)
+        records.append({"part": part.lower(), "model": model, "name": name, "value": value, SOURCE: source})
         rows.append((LABELS.get(name, name.replace("_", " ").replace(".", ", ")), _shown(value)))
     return f"{part}{suffix}", tuple(rows)
 

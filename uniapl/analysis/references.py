@@ -13,6 +13,7 @@ from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
 from uniapl.analysis.labels import BASE, TASKS, plain_number, with_interval
 from uniapl.analysis.render import Block, Table
+from uniapl.analysis.sources import SOURCE, Source
 from uniapl.analysis.stats import EMPTY, Estimate
 
 AGREES, DIFFERS, NO_CHECK, NOT_MEASURED = "agrees", "differs", "no check", "not measured"
@@ -110,7 +111,10 @@ def table7(study: Study) -> Table:
             one.model, one.task, "+".join(one.metrics), one.score.value, one.score.low, one.score.high, one.published,
             one.difference if measured else None, one.tolerance, one.check, one.reason, one.source,
         )  # fmt: skip
-        records.append(dict(zip(COLUMNS, values, strict=True)))
+        directories = tuple(entry["directory"] for entry in study.evaluations(one.model, BASE))
+        files = (f"{one.task}.jsonl",) if one.task in TASKS else ("results.json",)
+        source = Source("score of the base model beside the published one", directories, files, "+".join(one.metrics))
+        records.append(dict(zip(COLUMNS, values, strict=True)) | {SOURCE: source})
     heads = ("Base model", "Score", "Here, %", "Published, %", "Difference, points", "Stack check", "Source")
     notes = (
         f"Differs: more than {plain_number(checks[0].tolerance, 1)} points from the published score (fixed in"

@@ -69,7 +69,7 @@ def write_table(table: Table, directory: Path) -> None:
 def to_csv(table: Table) -> str:
     """All numbers, six decimals, empty where there is none; quoted as RFC 4180 asks."""
     lines = [",".join(table.columns)]
-    lines += [",".join(_csv_field(record.get(column)) for column in table.columns) for record in table.records]
+    lines += [",".join(csv_field(record.get(column)) for column in table.columns) for record in table.records]
     return "\n".join(lines) + "\n"
 
 
@@ -137,7 +137,8 @@ def _ampersands(cells: Sequence[str]) -> str:
     return " & ".join(tex(cell) for cell in cells) + r" \\"
 
 
-def _csv_field(value: Any) -> str:
+def csv_field(value: Any) -> str:
+    """A value as the csv has it; empty where there is none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, float):

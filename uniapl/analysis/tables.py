@@ -5,89 +5,66 @@
 ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 methods x evaluations and their cost,
 2 the paper's claims, 3 constraint kinds, 4 distributions against the expert, 5 data, teacher and discriminator,
 6 ablations where the study has some, 7 base models against their published scores where there are such, 8 general
-capability where such tasks were evaluated.
+capability where such tasks were evaluated, 9 what other experts cost where some were tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from uniapl.analysis import comparisons, stats
+from uniapl.analysis.ablations import table6, table9
 from uniapl.analysis.capability import table8
+from uniapl.analysis.cells import (
+    NO_CELL,
+    amount,
+    fields,
+    interval_note,
+    make_table,
+    methods_of,
+    model_cell,
+    model_column,
+    percent,
+    points,
+    traced,
+)
 from uniapl.analysis.claims import findings
-from uniapl.analysis.collect import MAIN, Study, curve_of, read_study, rows_of
+from uniapl.analysis.collect import MAIN, Study, read_study, rows_of
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.facts import table5
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
-from uniapl.analysis.outputs import general_tasks, has_ablations, has_references
+from uniapl.analysis.outputs import general_tasks, has_ablations, has_other_experts, has_references
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
+from uniapl.analysis.sources import Source, Traced
 from uniapl.analysis.stats import Estimate
 from uniapl.entry import run_guarded
 
 METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
-NO_CELL = "—"
-
-
-def percent(estimate: Estimate) -> str:
-    """`41.5 [34.9, 48.4]` in percent."""
-    return with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100) or NO_CELL
-
-
-def points(estimate: Estimate) -> str:
-    """`+3.5 [−1.0, 8.0], p = 0.210` in percentage points."""
-    shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
-    return f"{shown}, {p_value(estimate.p)}" if shown else NO_CELL
-
-
-def amount(value: Any) -> str:
-    """A count with thin groups of thousands; a dash where it does not apply."""
-    return NO_CELL if value is None or not math.isfinite(float(value)) else f"{float(value):,.0f}"
-
-
-def fields(estimate: Estimate, name: str, *, scale: float = 1.0) -> dict[str, Any]:
-    """An estimate as csv columns; the crossed bootstrap beside the interval where there are several seeds."""
-    found = {name: estimate.value * scale, f"{name}_low": estimate.low * scale, f"{name}_high": estimate.high * scale}
-    found |= {
-        f"{name}_bootstrap_low": estimate.bootstrap_low * scale,
-        f"{name}_bootstrap_high": estimate.bootstrap_high * scale,
-    }
-    return found | ({f"{name}_p": estimate.p, f"{name}_test": estimate.test} if estimate.test else {})
-
-
-def make_table(
-    number: int, title: str, blocks: list[Block], records: list[dict[str, Any]], notes: tuple[str, ...]
-) -> Table:
-    """A table whose csv columns are those of its records, in order of appearance."""
-    columns = tuple(dict.fromkeys(key for record in records for key in record))
-    return Table(number, title, tuple(blocks), columns, tuple(records), notes)
-
-
-def _model_column(study: Study) -> tuple[str, ...]:
-    return ("Model",) if len(study.models) > 1 else ()
-
-
-def _model_cell(study: Study, model: str) -> tuple[str, ...]:
-    return (study.models[model],) if len(study.models) > 1 else ()
-
-
-def _methods(study: Study) -> Iterator[tuple[str, str]]:
-    for model in study.models:
-        for method in study.methods(model):
-            yield model, method
+COSTS = {
+    "steps": "steps",
+    "tokens_trained": "tokens_trained",
+    "tokens_generated": "tokens_generated",
+    "seconds": "train_seconds",
+}
 
 
 def _costs(study: Study, model: str, method: str) -> dict[str, float]:
     """Mean over seeds of what a method cost with all its stages; empty for base."""
     runs = rows_of(study.runs, model, method).to_dict("records")
     columns = ("steps", "tokens_trained", "tokens_generated", "seconds") if runs else ()
-    return {c: sum(float(run[c]) for run in runs) / len(runs) for c in columns}
+    what = "cost of all stages of the path, mean over seeds"
+    source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json",))
+    return {
+        c: Traced(sum(float(run[c]) for run in runs) / len(runs), replace(source, selection=f"cumulative_{COSTS[c]}"))
+        for c in columns
+    }
 
 
 def table1(study: Study) -> Table:
@@ -95,25 +72,25 @@ def table1(study: Study) -> Table:
     records, sections = [], []
     for of in comparisons.evaluations(study):
         rows, sizes = [], []
-        for model, method in _methods(study):
+        for model, method in methods_of(study):
             record, row = _table1_row(study, model, method, of)
             records.append(record)
-            rows.append((*_model_cell(study, model), study.label(method), *row))
+            rows.append((*model_cell(study, model), study.label(method), *row))
             sizes.append(record["num_prompts"])
         sections.append((f"{of.title} ({_sizes(study, of, sizes)})", tuple(rows)))
     heads = ("− base, points", "− GRPO, points")
-    columns = (*_model_column(study), "Method", "Prompt strict, %", *heads, "Instruction strict, %", *heads)
+    columns = (*model_column(study), "Method", "Prompt strict, %", *heads, "Instruction strict, %", *heads)
     cost_rows = []
-    for model, method in _methods(study):
+    for model, method in methods_of(study):
         cost = _costs(study, model, method)
         shown = tuple(amount(cost.get(c)) for c in ("steps", "tokens_trained", "tokens_generated", "seconds"))
-        cost_rows.append((*_model_cell(study, model), study.label(method), *shown))
-    cost_columns = (*_model_column(study), "Method", "Steps", "Tokens trained", "Tokens generated", "Seconds")
+        cost_rows.append((*model_cell(study, model), study.label(method), *shown))
+    cost_columns = (*model_column(study), "Method", "Steps", "Tokens trained", "Tokens generated", "Seconds")
     blocks = [
         Block(columns, tuple(sections)),
         Block(cost_columns, (("", tuple(cost_rows)),), title="Cost of each method, stages before it included"),
     ]
-    return make_table(1, "Methods and evaluations", blocks, records, (_interval_note(study), _table1_note()))
+    return make_table(1, "Methods and evaluations", blocks, records, (interval_note(study), _table1_note()))
 
 
 def _sizes(study: Study, of: Evaluation, judged: list[int]) -> str:
@@ -156,19 +133,6 @@ def _table1_row(study: Study, model: str, method: str, of: Evaluation) -> tuple[
     return record | _costs(study, model, method), tuple(cells)
 
 
-def _interval_note(study: Study) -> str:
-    several = any(len(study.evaluations(model, method)) > 1 for model, method in _methods(study))
-    how = (
-        "two-way t intervals over seeds x prompts"
-        if several
-        else (
-            "one training seed, so that they say nothing of other seeds: Wilson's for prompts, BCa bootstrap over"
-            " prompts for the rest"
-        )
-    )
-    return f"Brackets: {study.claims.confidence:.0%} intervals ({how})."
-
-
 def _table1_note() -> str:
     return (
         "Differences are paired by prompt, in percentage points; p by McNemar's exact test (one seed, prompts), by"
@@ -204,7 +168,8 @@ def table2(study: Study) -> Table:
                 "measured": row.measured,
                 "unit": row.unit,
                 **fields(row.quantity, "quantity"),
-                "quantity_p": row.quantity.p,
+                "quantity_p": traced(row.quantity.p, row.quantity, "_p"),
+                "smallest_seen": traced(row.quantity.smallest_seen, row.quantity, "_seen"),
                 "p_holm": row.p_holm,
                 "margin": row.margin,
                 "tolerance": row.tolerance,
@@ -214,7 +179,7 @@ def table2(study: Study) -> Table:
         )
     columns = (
         "Claim",
-        *_model_column(study),
+        *model_column(study),
         "Statement",
         "Measured here",
         "Tolerance, fixed before the run",
@@ -235,7 +200,7 @@ def table3(study: Study) -> Table:
     """Accuracy per constraint kind on the held-out prompts."""
     instructions = _instructions(study)
     records, sections = [], []
-    methods = list(dict.fromkeys(method for _, method in _methods(study)))
+    methods = list(dict.fromkeys(method for _, method in methods_of(study)))
     for model in study.models:
         of_model = instructions[instructions["model"] == model]
         shown_in_training = set(of_model.loc[of_model["group"] == "seen", "kind"])
@@ -246,7 +211,11 @@ def table3(study: Study) -> Table:
             for method in methods:
                 hits = of_model.loc[(of_model["kind"] == kind) & (of_model["method"] == method), "followed"]
                 count = max(count, len(hits))
-                estimate = _proportion(study, hits)
+                source = comparisons.records_of(
+                    study, "share of instructions followed", (model, method, MAIN), files=["heldout.jsonl"],
+                    selection=f"strict, where kinds has {kind}",
+                )  # fmt: skip
+                estimate = replace(_proportion(study, hits), source=source)
                 cells.append(plain_number(100 * estimate.value, 1) or NO_CELL)
                 records.append(
                     {
@@ -309,7 +278,7 @@ def table4(study: Study) -> Table:
             logprobs = [comparisons.mean(study, model, method, c) for c in ("logprob_base", "logprob_trained")]
             record |= {"num_prompts": length.n} | fields(length, "mean_tokens") | fields(cut, "truncated_share")
             record |= fields(logprobs[0], "mean_logprob_base") | fields(logprobs[1], "mean_logprob_trained")
-            label = (*_model_cell(study, model), study.label(method))
+            label = (*model_cell(study, model), study.label(method))
             shown = (with_interval(e.value, e.low, e.high, 3) or NO_CELL for e in logprobs)
             summary.append(
                 (*label, with_interval(length.value, length.low, length.high, 1) or NO_CELL, percent(cut), *shown)
@@ -323,7 +292,7 @@ def table4(study: Study) -> Table:
                 cells.append(with_interval(ks.value, ks.low, ks.high, 2) or NO_CELL)
             records.append(record)
             apart.append((*label, *cells))
-    name = (*_model_column(study), "Method")
+    name = (*model_column(study), "Method")
     blocks = [
         Block(
             (
@@ -364,7 +333,7 @@ def _expert_row(study: Study, model: str, records: list[dict[str, Any]]) -> tupl
     )
     shown = with_interval(length.value, length.low, length.high, 1) or NO_CELL
     return (
-        *_model_cell(study, model),
+        *model_cell(study, model),
         "Expert",
         shown,
         NO_CELL,
@@ -373,65 +342,13 @@ def _expert_row(study: Study, model: str, records: list[dict[str, Any]]) -> tupl
     )
 
 
-def table6(study: Study) -> Table:
-    """Ablations: every variant against the main run of the same method."""
-    of = (
-        Evaluation("development", "all", "Development")
-        if "development" in study.index["tasks"]
-        else comparisons.evaluations(study)[0]
-    )
-    records, rows = [], []
-    variants = dict.fromkeys(
-        (e["model"], e["method"], e["variant"]) for e in study.index["evaluations"] if e["variant"] != MAIN
-    )
-    for model, method, variant in sorted(variants):
-        accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
-        gap = stats.EMPTY
-        if study.evaluations(model, method):
-            gap = comparisons.difference(study, model, method, method, of, "prompt_strict", variant=variant)
-        length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
-        cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
-        last = _last_metrics(study, model, method, variant)
-        records.append(
-            {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
-            | fields(accuracy, "prompt_strict")
-            | fields(gap, "prompt_strict_minus_main")
-            | fields(length, "mean_tokens")
-            | fields(cut, "truncated_share")
-            | last
-        )
-        shown = (plain_number(length.value, 1) or NO_CELL, plain_number(100 * cut.value, 1) or NO_CELL)
-        ends = tuple(plain_number(last[key], 3) or NO_CELL for key in ("kl/start_nats", "entropy/mean_nats"))
-        rows.append(
-            (*_model_cell(study, model), study.label(method), variant, percent(accuracy), points(gap), *shown, *ends)
-        )
-    columns = (
-        *_model_column(study),
-        "Method",
-        "Variant",
-        f"{of.title}, prompt strict, %",
-        "− main run, points",
-        "Mean length, tokens",
-        "Cut, %",
-        "KL to start, nats",
-        "Entropy, nats",
-    )
-    notes = (_interval_note(study), "KL and entropy: last recorded value of training, mean over seeds.")
-    return make_table(6, "Ablations", [Block(columns, (("", tuple(rows)),))], records, notes)
-
-
-def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[str, float]:
-    """The last value that training recorded, NaN where there is none."""
-    curves = {k: curve_of(study, model, method, k, variant=variant) for k in ("kl/start_nats", "entropy/mean_nats")}
-    return {key: list(curve.values())[-1] if curve else math.nan for key, curve in curves.items()}
-
-
 def all_tables(study: Study) -> list[Table]:
     """Every table of the study in order."""
     tables = [table1(study), table2(study), table3(study), table4(study), table5(study)]
     tables += [table6(study)] if has_ablations(study.index) else []
     tables += [table7(study)] if has_references(study.index) else []
-    return [*tables, table8(study)] if general_tasks(study.index) else tables
+    tables += [table8(study)] if general_tasks(study.index) else []
+    return [*tables, table9(study)] if has_other_experts(study.index) else tables
 
 
 def main(root: Path, output: Path) -> None:

@@ -1,0 +1,121 @@
+"""Every cell of every table leads to the files that it was computed from."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from uniapl.analysis.collect import read_study
+from uniapl.analysis.tables import all_tables
+from uniapl.analysis.trace import chain, find_cell, trace
+from uniapl.cli import app
+
+Builder = Callable[..., dict[str, Any]]
+PROJECT = Path(__file__).resolve().parents[2]
+LAPTOP = PROJECT / "results" / "released" / "laptop"
+
+
+def shown(tree: object) -> str:
+    console = Console(width=400, highlight=False)
+    with console.capture() as captured:
+        console.print(tree)
+    return captured.get()
+
+
+@pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
+def test_50_cells_drawn_from_the_released_tables_lead_to_manifests_with_config_and_commit():
+    study = read_study(LAPTOP)
+    rng = random.Random(20261126)
+    tables = all_tables(study)
+    for _ in range(50):
+        table = rng.choice(tables)
+        number = rng.randrange(len(table.records)) + 1
+        column = rng.choice(table.columns)
+        cell = find_cell(tables, table.number, str(number), column)
+        text = shown(chain(study, cell))
+        assert f"Table {table.number}, {column} = " in text
+        assert "study.json" in text or ("manifest.json: config" in text and ", commit " in text), text
+
+
+@pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
+def test_the_chain_of_a_score_names_records_run_config_commit_and_what_the_run_started_from():
+    row = "method=sft.grpo,task=heldout,group=all"
+    text = shown(trace(LAPTOP, 1, row, "prompt_strict_minus_grpo"))
+    assert "difference of prompt_strict, paired by prompt: value" in text
+    for part in ("evaluations/smollm2_135m/sft.grpo", "evaluations/smollm2_135m/grpo/"):
+        assert f"{part}" in text
+    assert "heldout.jsonl (200 records)" in text
+    for part in (
+        "run:",
+        "goes on from:",
+        "base model:",
+        "demonstrations:",
+        "discriminator:",
+        "prompts:",
+        "config.json",
+    ):
+        assert part in text, part
+    assert "fields: prompt_strict" in text
+
+
+def test_the_value_is_the_tables(tmp_path: Path, study_builder: Builder):
+    study_builder(tmp_path, methods=("grpo", "uniapl"), seeds=(0, 1), variants={"lambda_adv.5": 10})
+    study = read_study(tmp_path)
+    tables = all_tables(study)
+    for table in tables:
+        for number, record in enumerate(table.records, start=1):
+            for column in table.columns:
+                cell = find_cell(tables, table.number, str(number), column)
+                assert cell.record is record
+                assert cell.shown
+                source = cell.source
+                assert all((tmp_path / d / name).is_file() for d in source.directories for name in source.files)
+                if isinstance(record.get(column), float) and source.files != ("study.json",):
+                    assert source.directories, (table.number, column)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ("1", "prompt", "--column prompt: not in table1.csv; it has model, method"),
+        ("99", "label", "no rows of table1.csv match; give its number from 1 to"),
+        ("method=grpo", "label", "rows of table1.csv match; give its number .*of task, group"),
+        ("methods=grpo", "label", "methods: no column of table1.csv"),
+    ],
+)
+def test_what_is_not_there_is_one_line_with_what_there_is(
+    tmp_path: Path, study_builder: Builder, row: str, column: str, reason: str
+):
+    study_builder(tmp_path, methods=("grpo",))
+    with pytest.raises(ValueError, match=reason):
+        trace(tmp_path, 1, row, column)
+    with pytest.raises(ValueError, match="table 12: not in this study; it has 1, 2"):
+        trace(tmp_path, 12, "1", "label")
+
+
+def test_an_evaluation_of_another_run_is_an_error(tmp_path: Path, study_builder: Builder):
+    index = study_builder(tmp_path, methods=("grpo",))
+    evaluation, run = index["evaluations"][1], index["runs"][0]
+    evaluation["run"] = run["directory"]
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    (tmp_path / run["directory"] / "config.json").write_text("{}")
+    (tmp_path / evaluation["directory"] / "config.json").write_text('{"of": "another"}')
+    with pytest.raises(ValueError, match=r"was edited|evaluated run another"):
+        trace(tmp_path, 1, "method=grpo,task=heldout,group=all", "prompt_strict")
+
+
+def test_the_command_prints_the_chain_and_a_mistake_in_one_line(tmp_path: Path, study_builder: Builder):
+    study_builder(tmp_path, methods=("grpo",))
+    words = ["trace", "1", "--row", "2", "--column", "seconds", "--root", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "cost of all stages of the path" in done.output
+    failed = CliRunner().invoke(app, [*words[:-2], "--root", str(tmp_path / "nothing")])
+    assert failed.exit_code != 0

@@ -1,0 +1,96 @@
+"""Cells of tables: numbers as people read them, estimates as columns of a csv with their sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from uniapl.analysis.collect import Study
+from uniapl.analysis.labels import p_value, with_interval
+from uniapl.analysis.render import Block, Table
+from uniapl.analysis.sources import SOURCE, Traced
+from uniapl.analysis.stats import Estimate
+
+NO_CELL = "—"
+
+
+def percent(estimate: Estimate) -> str:
+    """`41.5 [34.9, 48.4]` in percent."""
+    return with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100) or NO_CELL
+
+
+def points(estimate: Estimate) -> str:
+    """`+3.5 [−1.0, 8.0], p = 0.210` in percentage points."""
+    shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
+    return f"{shown}, {p_value(estimate.p)}" if shown else NO_CELL
+
+
+def amount(value: Any) -> str:
+    """A count with thin groups of thousands; a dash where it does not apply."""
+    return NO_CELL if value is None or not math.isfinite(float(value)) else f"{float(value):,.0f}"
+
+
+PARTS = {
+    "": "value", "_low": "lower end of the interval", "_high": "upper end of the interval",
+    "_bootstrap_low": "lower end of the crossed bootstrap", "_bootstrap_high": "upper end of the crossed bootstrap",
+    "_p": "two-sided p", "_seen": "smallest true difference found with 80% power",
+}  # fmt: skip
+
+
+def fields(estimate: Estimate, name: str, *, scale: float = 1.0) -> dict[str, Any]:
+    """An estimate as csv columns; the crossed bootstrap beside the interval where there are several seeds."""
+    numbers = {
+        "": estimate.value, "_low": estimate.low, "_high": estimate.high, "_bootstrap_low": estimate.bootstrap_low,
+        "_bootstrap_high": estimate.bootstrap_high,
+    }  # fmt: skip
+    found: dict[str, Any] = {f"{name}{part}": traced(value * scale, estimate, part) for part, value in numbers.items()}
+    if estimate.test:
+        found |= {f"{name}_p": traced(estimate.p, estimate, "_p"), f"{name}_test": estimate.test}
+    return found
+
+
+def traced(value: float, estimate: Estimate, part: str) -> float:
+    """A number with the source of its estimate, and which part of it it is."""
+    if estimate.source is None:
+        return value
+    how = estimate.test if part == "_p" else estimate.method
+    said = f"{estimate.source.statistic}: {PARTS[part]}" + (f" ({how})" if part else "")
+    return Traced(value, replace(estimate.source, statistic=said))
+
+
+def make_table(
+    number: int, title: str, blocks: list[Block], records: list[dict[str, Any]], notes: tuple[str, ...]
+) -> Table:
+    """A table whose csv columns are those of its records, in order of appearance."""
+    columns = tuple(dict.fromkeys(key for record in records for key in record if key != SOURCE))
+    return Table(number, title, tuple(blocks), columns, tuple(records), notes)
+
+
+def model_column(study: Study) -> tuple[str, ...]:
+    return ("Model",) if len(study.models) > 1 else ()
+
+
+def model_cell(study: Study, model: str) -> tuple[str, ...]:
+    return (study.models[model],) if len(study.models) > 1 else ()
+
+
+def methods_of(study: Study) -> Iterator[tuple[str, str]]:
+    """Every model with each of its methods, in the order of tables."""
+    for model in study.models:
+        for method in study.methods(model):
+            yield model, method
+
+
+def interval_note(study: Study) -> str:
+    several = any(len(study.evaluations(model, method)) > 1 for model, method in methods_of(study))
+    how = (
+        "two-way t intervals over seeds x prompts"
+        if several
+        else (
+            "one training seed, so that they say nothing of other seeds: Wilson's for prompts, BCa bootstrap over"
+            " prompts for the rest"
+        )
+    )
+    return f"Brackets: {study.claims.confidence:.0%} intervals ({how})."
