@@ -21,6 +21,7 @@ from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
 from uniapl.analysis.outputs import FIGURES, table_numbers
 from uniapl.analysis.references import stack_warnings
+from uniapl.report.explorer import as_script, curves, explorer
 
 LIMITS = {
     "smoke": (
@@ -111,6 +112,9 @@ def render_page(study: Study, tables: Path, figures: Path) -> str:
         commits=_commits(study),
         hardware=_hardware(study),
         benchmarks=_benchmarks(study.root),
+        answers=Markup(as_script(found)) if (found := explorer(study)) else "",
+        curves=Markup(as_script(curves(study))),
+        script=Markup((Path(__file__).parent / "explorer.js").read_text(encoding="utf-8")),
     )
 
 
