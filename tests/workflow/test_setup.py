@@ -98,7 +98,7 @@ def test_every_config_file_parses():
     for name in available("models"):
         assert load_model(name, "test").name == name
     for name in available("ablations"):
-        assert load_ablation(name, "test")["variants"]
+        assert load_ablation(name, [], "test").variants
     for scale in ("smoke", "laptop", "paper"):
         everything = read_yaml(CONFIG / "matrix.yaml") | {"ablations": available("ablations")}
         assert load_study(scale, everything).scale == scale
