@@ -147,6 +147,7 @@ def test_a_step_whose_groups_are_all_flat_moves_nothing_on_two_ranks_too(
     assert_same_training(trained[1], trained[0], base)
 
 
+@pytest.mark.slow
 def test_a_local_denominator_is_noticed(setting: Setting, base: dict[str, torch.Tensor], tmp_path: Path) -> None:
     samples = tmp_path / "samples.json"
     one = finished(make_run(tmp_path / "one", setting, "uniapl", 2), ranks=1, samples=samples)
@@ -208,6 +209,7 @@ def test_what_is_not_finite_on_one_rank_stops_all_with_one_message_and_a_saved_b
     assert not (run.directory / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_ends_the_run(setting: Setting, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", setting, "grpo", 2)
     began = time.monotonic()
@@ -219,6 +221,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run(setting: Setting, tmp_path:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_trainer_on_a_run_is_refused_with_the_owner_and_the_remedy(setting: Setting, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", setting, "grpo", 5000)
     with start(run, ranks=2) as first:

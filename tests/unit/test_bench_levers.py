@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bench import levers
 from bench.work import make_work
 
 
+@pytest.mark.slow
 def test_no_lever_changes_the_gradient_beyond_float_error(tmp_path: Path) -> None:
     sizes = {"prompts": 2, "rollouts": 2, "new_tokens": 8}
     work = make_work("smoke", tmp_path, model="tiny_qwen3", sizes=sizes, kept=True, steps=1)

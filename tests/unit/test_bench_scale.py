@@ -41,6 +41,7 @@ def test_updates_are_timed_through_the_launcher() -> None:
     assert row["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_steps_cost_is_measured_against_each_size_alone(tmp_path: Path) -> None:
     sizes = {"prompts": [1, 2], "rollouts": [2, 4], "new_tokens": [2, 8]}
     series = scale.steps_by_size(sizes, tmp_path, scale="smoke", model="tiny_qwen3", repetitions=1)

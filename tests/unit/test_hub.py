@@ -159,6 +159,7 @@ def test_what_the_hub_does_not_have_is_named(hub: Hub, tmp_path: Path, options: 
     assert message in error_of(fetch(tmp_path, hub.url, **options))
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     line = error_of(fetch(tmp_path, "http://127.0.0.1:9"))
     assert "the hub at http://127.0.0.1:9 cannot be reached" in line
