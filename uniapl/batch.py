@@ -60,18 +60,15 @@ def term_counts(sequences: Sequence[TokenSequence], *, normalization: str) -> di
     N_grpo counts the expert's answers in the groups too. Counts all sequences of the step, also those that are left out
     of the forward.
     """
-    shown = [s for s in sequences if "sft" in s.terms]
-    joined = [s for s in sequences if "off_policy" in s.terms]
-    sampled = [s for s in sequences if not s.terms & {"sft", "off_policy"}]
+    in_groups = [s for s in sequences if "sft" not in s.terms]
+    sampled = [s for s in in_groups if "off_policy" not in s.terms]
 
     def number(counted: Sequence[TokenSequence]) -> float:
         return float(sum(len(s.completion_ids) for s in counted) if normalization == "dapo" else len(counted))
 
-    num_groups, num_sampled = number([*sampled, *joined]), number(sampled)
-    return {
-        "sft": float(sum(len(s.completion_ids) for s in shown)), "grpo": num_groups, "off_policy": num_groups,
-        "adv": num_sampled, "kl": num_sampled,
-    }  # fmt: skip
+    num_sft = float(sum(len(s.completion_ids) for s in sequences if "sft" in s.terms))
+    num_groups, num_sampled = number(in_groups), number(sampled)
+    return {"sft": num_sft, "grpo": num_groups, "off_policy": num_groups, "adv": num_sampled, "kl": num_sampled}
 
 
 def needs_gradient(sequence: TokenSequence, coefficients: Mapping[str, float]) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from uniapl.config import DataSpec, FeaturesSpec
-from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
+from uniapl.data import discriminator_prompts, discriminator_test_prompts
 from uniapl.discriminator import Discriminator, head_scores, project
 from uniapl.discriminator_measures import auc
-from uniapl.records import Prompt, read_demonstrations
+from uniapl.records import Demonstration, Prompt
 from uniapl.rollouts import Group, Scores
 
 TRAINED = ("hidden_weight", "hidden_bias", "output_weight")  # of the head; its projection stays
@@ -36,17 +35,17 @@ class Judged:
     demonstrations: dict[str, tuple[str, str]]
 
     @classmethod
-    def read(cls, data: Path, demonstrations: Path, spec: DataSpec) -> Judged:
-        """Those of a study's directories."""
-        prompts = read_prompts(data / "train.jsonl")
-        takes = {(d.prompt_id, d.take): d.text for d in read_demonstrations(demonstrations / "demonstrations.jsonl")}
+    def of(cls, prompts: Sequence[Prompt], demonstrations: Sequence[Demonstration], spec: DataSpec) -> Judged:
+        """Those among all training prompts."""
+        takes = {(d.prompt_id, d.take): d.text for d in demonstrations}
         both = {p.id: (takes.get((p.id, 0)), takes.get((p.id, 1))) for p in prompts}
         known = {name: (a, b) for name, (a, b) in both.items() if a is not None and b is not None and a != b}
 
-        def of(some: Sequence[Prompt]) -> dict[str, Prompt]:
-            return {p.id: p for p in some if p.id in known}
-
-        return cls(of(discriminator_prompts(prompts, spec)), of(discriminator_test_prompts(prompts, spec)), known)
+        train, test = (
+            {p.id: p for p in some if p.id in known}
+            for some in (discriminator_prompts(prompts, spec), discriminator_test_prompts(prompts, spec))
+        )
+        return cls(train, test, known)
 
     def triples(self, groups: Sequence[Group]) -> list[tuple[str, str, str, str]]:
         """(prompt, reference, positive, negative) in words, both demonstrations taking turns as the reference."""

@@ -37,6 +37,7 @@ from uniapl.config import (
     HeadSpec,
     MachineSpec,
     PolarSpec,
+    pooled_layer,
     read_discriminator,
 )
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, read_prompts
@@ -61,7 +62,7 @@ class FrozenStates:
     def __init__(self, model_directory: Path, *, layer: int | None, micro_batch_tokens: int, dtype: str) -> None:
         weights = models.weights_directory(model_directory)
         model = AutoModel.from_pretrained(weights, dtype=getattr(torch, dtype), local_files_only=True)
-        layer = layer or max(1, len(model.layers) // 2)
+        layer = pooled_layer(layer, len(model.layers))
         if layer > len(model.layers):
             raise ValueError(
                 f"discriminator.layer = {layer}: the model has {len(model.layers)} layers; choose at most that"

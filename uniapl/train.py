@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -65,13 +66,15 @@ class Expert:
     demonstrations: dict[str, Demonstration]
 
     @classmethod
-    def read(cls, data: Path, demonstrations: Path, spec: DataSpec) -> Expert:
-        """Policy prompts with their demonstration. Raise ValueError where none is left."""
-        prompts = policy_prompts(read_prompts(data / "train.jsonl"), spec)
-        kept = {d.prompt_id: d for d in read_demonstrations(demonstrations / "demonstrations.jsonl") if d.take == 0}
-        both = {p.id: p for p in prompts if p.id in kept}
+    def of(
+        cls, prompts: Sequence[Prompt], demonstrations: Sequence[Demonstration], spec: DataSpec, *, where: Path
+    ) -> Expert:
+        """Policy prompts with their demonstration. Raise ValueError, beginning with `where`, where none is left."""
+        policy = policy_prompts(prompts, spec)
+        kept = {d.prompt_id: d for d in demonstrations if d.take == 0}
+        both = {p.id: p for p in policy if p.id in kept}
         if not both:
-            raise ValueError(f"{demonstrations}: none of the {len(prompts)} policy prompts has a demonstration")
+            raise ValueError(f"{where}: none of the {len(policy)} policy prompts has a demonstration")
         return cls(both, {i: kept[i] for i in both})
 
 
@@ -299,11 +302,13 @@ def main(
         if stage.draws_rollouts:
             sampler = make_sampler(engine, start, dtype=compute, machine=machine, ranks=ranks)
         judge = read_discriminator(config["discriminator"])
-        data_spec = DataSpec(**config["data"])
+        data_spec, prompts = DataSpec(**config["data"]), read_prompts(data / "train.jsonl")
+        shown = read_demonstrations(demonstrations / "demonstrations.jsonl")
         loop = Loop(
             directory, stage, (config["seed"], len(config["path"]) - 1), policy, sampler,
             load_discriminator(discriminator, model, judge, compute=compute, machine=machine),
-            Expert.read(data, demonstrations, data_spec), interruption, Judged.read(data, demonstrations, data_spec),
+            Expert.of(prompts, shown, data_spec, where=demonstrations), interruption,
+            Judged.of(prompts, shown, data_spec),
         )  # fmt: skip
         if isinstance(judge, FeaturesSpec) and judge.cotrained_prompts:
             assert isinstance(loop.discriminator, Discriminator)

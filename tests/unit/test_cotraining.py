@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from uniapl.config import DataSpec, FeaturesSpec
 from uniapl.cotraining import TRAINED, CotrainedDiscriminator, Judged, told_apart
 from uniapl.discriminator import Discriminator, Triple, head_scores, project, train_head
-from uniapl.records import Constraint, Demonstration, Prompt, Rollout, Sample, write_jsonl
+from uniapl.records import Constraint, Demonstration, Prompt, Rollout, Sample
 from uniapl.rollouts import Group
 
 SPEC = FeaturesSpec.model_validate(
@@ -46,11 +46,10 @@ def cotrained() -> CotrainedDiscriminator:
     return CotrainedDiscriminator(Discriminator(states, head, shift=0.1, scale=0.5), SPEC)
 
 
-def test_judged_prompts_have_two_different_demonstrations(tmp_path: Any) -> None:
+def test_judged_prompts_have_two_different_demonstrations() -> None:
     values = dict(max_new_tokens=8, num_train=6, num_development=1, num_heldout=1, num_policy=1)
     spec = DataSpec.model_validate(values | dict(num_discriminator=3, num_discriminator_test=2))
     prompts = [prompt(name) for name in "pabcde"]
-    write_jsonl(tmp_path / "train.jsonl", prompts)
     texts = {"a": ("1", "2"), "b": ("same", "same"), "c": ("1", None), "d": ("1", "2"), "e": ("1", "2")}
     rows = [
         Demonstration(name, "train", take, text, "", (), (), 1)
@@ -58,8 +57,7 @@ def test_judged_prompts_have_two_different_demonstrations(tmp_path: Any) -> None
         for take, text in enumerate(takes)
         if text is not None
     ]
-    write_jsonl(tmp_path / "demonstrations.jsonl", rows)
-    judged = Judged.read(tmp_path, tmp_path, spec)
+    judged = Judged.of(prompts, rows, spec)
     assert (list(judged.train), list(judged.test)) == (["a"], ["d", "e"])
 
 

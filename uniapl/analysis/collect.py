@@ -43,6 +43,12 @@ RECORD_KEYS = (
 )
 REQUIRED_KEYS = ("prompt_id", "kinds", "num_tokens", "truncated", "strict", "loose", "prompt_strict", "prompt_loose")
 EXPERT_KEYS = ("prompt_id", "num_tokens", "logprob_base", "logprob_trained")
+COSTS = {  # columns of `runs`, and the manifest's keys behind `cumulative_`
+    "steps": "steps",
+    "tokens_generated": "tokens_generated",
+    "tokens_trained": "tokens_trained",
+    "seconds": "train_seconds",
+}
 IDENTITY = ("model", "method", "variant", "seed")
 
 
@@ -292,9 +298,8 @@ def _read_manifest(root: Path, directory: str) -> dict[str, Any]:
 
 def _costs(root: Path, directory: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """Steps, tokens and seconds of a run with all the stages before it."""
-    names = {"steps": "steps", "tokens_generated": "tokens_generated", "tokens_trained": "tokens_trained"}
     costs = {}
-    for column, key in (names | {"seconds": "train_seconds"}).items():
+    for column, key in COSTS.items():
         if f"cumulative_{key}" not in manifest:
             raise ValueError(
                 f"{root / directory / 'manifest.json'} has no cumulative_{key}; delete the run and train it again"

@@ -35,7 +35,7 @@ from uniapl.analysis.cells import (
     traced,
 )
 from uniapl.analysis.claims import findings
-from uniapl.analysis.collect import MAIN, Study, read_study, rows_of
+from uniapl.analysis.collect import COSTS, MAIN, Study, read_study, rows_of
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.facts import table5
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
@@ -47,12 +47,6 @@ from uniapl.analysis.stats import Estimate
 from uniapl.entry import run_guarded
 
 METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
-COSTS = {
-    "steps": "steps",
-    "tokens_trained": "tokens_trained",
-    "tokens_generated": "tokens_generated",
-    "seconds": "train_seconds",
-}
 
 
 def _costs(study: Study, model: str, method: str) -> dict[str, float]:

@@ -27,6 +27,7 @@ from uniapl.config.discriminators import (
     FeaturesSpec,
     HeadSpec,
     PolarSpec,
+    pooled_layer,
     read_discriminator,
 )
 from uniapl.config.evaluation import (
@@ -104,5 +105,6 @@ __all__ = [
     "VLLMAccess",
     "VLLMSpec",
     "VariantSpec",
+    "pooled_layer",
     "read_discriminator",
 ]

@@ -35,9 +35,10 @@ class FeaturesSpec(HeadSpec):
         0, description="Prompts of its own a step on whose answers by the policy the head learns on; 0: it is fixed."
     )
 
-    def layer_of(self, layers: int) -> int:
-        """The pooled layer of a model with so many."""
-        return self.layer or max(1, layers // 2)
+
+def pooled_layer(layer: int | None, layers: int) -> int:
+    """The layer that `FeaturesSpec.layer` means in a model with so many."""
+    return layer or max(1, layers // 2)
 
 
 class ControlSpec(HeadSpec):

@@ -23,6 +23,7 @@ from uniapl.config import (
     SamplerSpec,
     StageSpec,
     Study,
+    pooled_layer,
 )
 from uniapl.estimate.batches import PROMPT_TOKENS, Attended, Batch, largest_batch, polar_batch
 from uniapl.plan import Plan
@@ -266,7 +267,7 @@ def discriminator_memory(
 ) -> DiscriminatorMemory:  # fmt: skip
     """What the discriminator needs on a rank; `shape` is the base model's. Nothing for a POLAR of unknown shape."""
     if isinstance(spec, FeaturesSpec):
-        layers = min(spec.layer_of(shape.layers), shape.layers) * shape.layer_parameters
+        layers = min(pooled_layer(spec.layer, shape.layers), shape.layers) * shape.layer_parameters
         return DiscriminatorMemory(BYTES[compute] * (shape.embedding_parameters + layers))
     if isinstance(spec, ControlSpec):
         return DiscriminatorMemory()

@@ -24,6 +24,7 @@ from uniapl.config import (
     StageSpec,
     TeacherSpec,
     TrainSpec,
+    pooled_layer,
 )
 from uniapl.shapes import Shape, find_polar_shape
 
@@ -262,7 +263,7 @@ class Judge:
         """The discriminator of a study: POLAR's shape, None where it is not known; or the base model's first layers."""
         if isinstance(spec, HeadSpec):
             layers = (
-                spec.layer_of(shape.layers) if isinstance(spec, FeaturesSpec) else 0
+                pooled_layer(spec.layer, shape.layers) if isinstance(spec, FeaturesSpec) else 0
             )  # a control reads no model's states
             return cls(Network.of(shape, layers=layers, head=False), False)
         polar = find_polar_shape(spec)
