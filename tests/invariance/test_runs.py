@@ -103,6 +103,25 @@ def test_a_grpo_with_lambda_0_is_grpo(setting: Setting, grpo: Outcome, tmp_path:
     )
 
 
+def test_the_score_inside_the_reward_is_the_loss_with_another_weight_where_nothing_is_divided(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """Claim C7: with advantages that are centred only, as one update a batch, w_grpo lambda' B = lambda B."""
+    both = {"mu": 0.3, "scale_rewards": "none"}
+    stages = {
+        "loss": stage_spec("loss", lambda_adv=0.2, **both),
+        "reward": stage_spec("reward", lambda_adv=0.2 / 0.7, adversarial_as="reward", **both),
+        "same_weight": stage_spec("same_weight", lambda_adv=0.2, adversarial_as="reward", **both),
+    }
+    first = {
+        name: trajectory(setting, tmp_path / name, stage, HashDiscriminator(), steps=2)[0][0]
+        for name, stage in stages.items()
+    }
+    norms = {name: row["grad/norm"] for name, row in first.items()}
+    assert norms["reward"] == pytest.approx(norms["loss"], rel=1e-4)
+    assert norms["same_weight"] != pytest.approx(norms["loss"], rel=1e-3)
+
+
 def test_luffy_trains_on_the_experts_answer_in_every_group(setting: Setting, tmp_path: Path) -> None:
     settings = {"mu": 0.0, "normalization": "dr_grpo", "scale_rewards": "none"}
     plain, _ = trajectory(setting, tmp_path / "without", stage_spec("grpo", **settings), HashDiscriminator(), steps=1)

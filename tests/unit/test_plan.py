@@ -111,10 +111,10 @@ def test_a_path_may_override_its_last_stage_alone(tmp_path: Path) -> None:
 def test_an_ablations_variants_are_runs_of_their_own_per_seed(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, methods="uniapl", ablations="adversarial_as", seeds="0,1,2")
     variants = {(r.variant, r.seed) for r in plan.runs}
-    names = [f"adversarial_as.{name}" for name in ("loss", "reward", "both", "loss_1", "reward_1")]
+    names = [f"adversarial_as.{name}" for name in ("loss", "reward", "both", "loss_1", "reward_1", "reward_scaled")]
     assert variants == {("main", 0), ("main", 1), ("main", 2)} | {(name, seed) for name in names for seed in (0, 1)}
     assert run_of(plan, "uniapl", "adversarial_as.reward").config["path"][0]["adversarial_as"] == "reward"
-    assert len({r.directory for r in plan.runs}) == 3 + 5 * 2
+    assert len({r.directory for r in plan.runs}) == 3 + 6 * 2
 
 
 def test_single_methods_may_have_more_seeds(tmp_path: Path) -> None:
