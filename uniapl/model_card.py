@@ -21,6 +21,7 @@ from typing import Any
 
 from uniapl.analysis.labels import BASE, TASKS, plain_number
 from uniapl.config import Spec
+from uniapl.equations import describe_stage
 from uniapl.layers import CONFIG, read_yaml
 from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest, write_whole
@@ -167,7 +168,7 @@ def render(
     versions = {one.manifest.get("packages", {}).get("lm-eval") for one in own} - {None}
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), title=title, path=path, limits=_limits(config),
-        stages=[_stage(stage) for stage in config["path"]], sources=_sources(config), evaluations=evaluations,
+        stages=[describe_stage(stage) for stage in config["path"]], sources=_sources(config), evaluations=evaluations,
         data_card=DATA_CARD if data_card else None,
         lm_eval="".join(f" {version}" for version in sorted(versions)), made=_made(config, manifest),
         config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),
@@ -224,54 +225,6 @@ def _limits(config: dict[str, Any]) -> list[str]:
     )
     limits.append("The licences of everything named below apply to it as well.")
     return limits
-
-
-def _number(value: float | Mapping[str, Any], symbol: str) -> str:
-    return f"{symbol}(t)" if isinstance(value, Mapping) else f"{value:g}"
-
-
-def _coefficient(value: float | Mapping[str, Any]) -> str:
-    """A constant, or a schedule in words."""
-    if not isinstance(value, Mapping):
-        return f"{value:g}"
-    return (
-        f"warm-up from 0 to {value['peak']:g} over {value['warmup_steps']} steps, then cosine decay to"
-        f" {value['valley']:g} over {value['decay_steps']}"
-    )
-
-
-def _stage(stage: dict[str, Any]) -> dict[str, Any]:
-    """A stage's row: its resolved equation, terms that are absent left out, and its own choices."""
-    mu, adversarial = stage["mu"], stage["lambda_adv"]
-    scheduled, way = isinstance(mu, Mapping), stage["adversarial_as"]
-    joined = stage.get("expert_in_groups", False)
-    terms = []
-    if scheduled or mu < 1:
-        grpo = "(L_grpo + L_off)" if joined else "L_grpo"
-        terms.append(f"{'(1 - mu(t))' if scheduled else f'{1 - mu:g}'} {grpo} / N_grpo")
-    if scheduled or mu > 0:
-        terms.append(f"{_number(mu, 'mu')} L_sft / N_sft")
-    if adversarial and way != "reward":
-        terms.append(f"{_number(adversarial, 'lambda_adv')} L_adv / N_adv")
-    if stage["w_kl"]:
-        terms.append(f"{stage['w_kl']:g} L_kl / N_grpo")
-    notes = []
-    if adversarial and way != "loss":
-        notes.append("the adversarial score inside the reward, r_k + lambda_adv log sigmoid((s_k - b) / tau)")
-    if stage["sft_weighting"] != "none":
-        notes.append(f"tokens of L_sft weighted by {'p' if stage['sft_weighting'] == 'dft' else 'p (1 - p)'}")
-    if joined:
-        notes.append("the expert's answer in every group, with its reward; L_off is LUFFY's shaped objective on it")
-    drawn = f"{stage['prompts_per_step']} prompts with {stage['rollouts_per_prompt']} rollouts each"
-    if terms != ["1 L_sft / N_sft"]:
-        notes.append(f"{drawn} a step")
-    if scheduled or mu > 0:
-        notes.append(f"{stage['demonstrations_per_step']} demonstrations a step")
-    return {
-        "name": stage["name"], "steps": stage["steps"], "equation": f"`{' + '.join(terms)}`", "mu": _coefficient(mu),
-        "lambda_adv": _coefficient(adversarial), "w_kl": _coefficient(stage["w_kl"]),
-        "learning_rate": f"{stage['learning_rate']:g}", "notes": notes,
-    }  # fmt: skip
 
 
 def _sources(config: dict[str, Any]) -> list[dict[str, str]]:

@@ -64,6 +64,8 @@ def _metrics(steps: int, stage: str) -> list[dict[str, Any]]:
             "step": step, "reward/mean": 0.1 * step if drawn else None, "sampler/gap_nats": 0.01 if drawn else None,
             "entropy/mean_nats": 1.5 - 0.1 * step if drawn else None, "adv/score_mean": 0.2 if probed else None,
             "length/mean_tokens": 20.0 + step if drawn else None, "kl/start_nats": 0.01 * step if probed else None,
+            "adv/auc": 0.9 - 0.1 * step if probed and stage == "uniapl" else None,
+            "diversity/distinct_2": 0.5 + 0.01 * step if drawn else None,
         })  # fmt: skip
     return rows
 
@@ -97,7 +99,7 @@ def build_study(
     }  # fmt: skip
     _json(root / index["data"] / "manifest.json", PROVENANCE | {"counts": {"train": 40, "heldout": NUM_HELDOUT}})
     for model in models:
-        _json(root / f"models/{model}-00000000/manifest.json", PROVENANCE)
+        _json(root / f"models/{model}-00000000/manifest.json", PROVENANCE | {"num_parameters": 1_000_000})
         _json(root / f"demonstrations/{model}-00000000/manifest.json", PROVENANCE | {"num_demonstrations": 38})
         kinds = root / f"demonstrations/{model}-00000000/kinds.csv"
         kinds.write_text("kind,base_accuracy,teacher_accuracy\nseen:kind,0.25,1.0\n")
@@ -123,9 +125,19 @@ def _train(root: Path, index: dict[str, Any], model: str, method: str, variant: 
         {"model": model, "path": path, "variant": variant, "seed": seed, "directory": directory, "parent": parent}
     )
     _jsonl(root / directory / "metrics.jsonl", _metrics(6, path[-1]))
+    _json(root / directory / "config.json", {"path": [_stage(name) for name in path]})
     costs = {"steps": 6, "tokens_generated": 600, "tokens_trained": 700, "train_seconds": 12.5}
     costs = {f"cumulative_{key}": value * len(path) for key, value in costs.items()}
     _json(root / directory / "manifest.json", PROVENANCE | costs)
+
+
+def _stage(name: str) -> dict[str, Any]:
+    mu, weight = {"sft": (1.0, 0.0), "grpo": (0.0, 0.0)}.get(name, (0.1, 0.2))
+    return {
+        "name": name, "steps": 6, "mu": mu, "lambda_adv": weight, "adversarial_as": "loss", "w_kl": 0.0,
+        "sft_weighting": "none", "prompts_per_step": 8, "rollouts_per_prompt": 8, "demonstrations_per_step": 8,
+        "learning_rate": 1e-5,
+    }  # fmt: skip
 
 
 def _evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 
 from uniapl.analysis import figures
 from uniapl.analysis.collect import curve_of, read_study
-from uniapl.analysis.labels import colour, marker
+from uniapl.analysis.costs import axis_costs
+from uniapl.analysis.labels import colour, marker, prominent
 from uniapl.analysis.outputs import figure_files
+from uniapl.layers import available
 
 Builder = Callable[..., dict[str, Any]]
 
@@ -61,7 +64,38 @@ def test_curves_are_means_over_seeds_and_skip_steps_without_a_value(tmp_path: Pa
     assert curve_of(study, "smollm2_135m", "sft", "reward/mean") == {}
 
 
+def test_figures_8_and_9_are_drawn_where_their_ablations_are(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, seeds=(0, 1), variants={"lambda_adv.5": 2, "lambda_adv.25": 1, "switch.early": 3})
+    assert {"figure8_smollm2_135m.svg", "figure9_smollm2_135m.svg"} <= set(figure_files(index))
+    figures.main(tmp_path, tmp_path / "figures")
+    assert "the one in brackets the main run's" in (tmp_path / "figures/figure8_smollm2_135m.txt").read_text()
+    assert "figure8_tiny.svg" not in figure_files(study_builder(tmp_path / "without", models=("tiny",)))
+
+
+def test_the_weight_of_the_main_run_stands_in_brackets_among_the_others(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, variants={"lambda_adv.5": 2, "lambda_adv.25": 1})
+    drawn, _ = figures.FIGURES[8](read_study(tmp_path), "smollm2_135m")
+    axes = drawn.axes[2]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["(0.2)", "5", "25"]
+    accuracies = drawn.axes[0].lines[0].get_ydata()
+    assert [round(float(y)) for y in accuracies] == [80, 10, 5]
+
+
+def test_cost_is_counted_in_operations_of_the_weights(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path)
+    spent = axis_costs(read_study(tmp_path), "smollm2_135m", "sft.grpo")
+    assert spent["tokens"] == 2 * (600 + 700)
+    assert spent["operations"] == 1e6 * 2 * (6 * 700 + 2 * 600)
+    assert math.isnan(axis_costs(read_study(tmp_path), "smollm2_135m", "base")["seconds"])
+
+
+def test_of_many_methods_those_of_the_claims_are_in_colour() -> None:
+    few, many = ["base", "dft", "grpo"], ["base", "sft", "grpo", "uniapl", "a_sft", "a_grpo", "luffy", "dft"]
+    assert prominent(few) == few
+    assert prominent(many) == ["base", "sft", "grpo", "uniapl"]
+
+
 def test_no_two_methods_share_colour_or_marker() -> None:
-    methods = ["base", "sft", "grpo", "sft.grpo", "uniapl", "grpo.grpo", "chord_phi", "a_grpo", "a_sft"]
+    methods = ["base", "grpo.grpo", "sft.grpo", *available("methods"), "sft.a_grpo", "a_sft.a_grpo"]
     assert len({colour(m, methods) for m in methods}) == len(methods)
     assert len({marker(m, methods) for m in methods}) == len(methods)

@@ -61,9 +61,9 @@ def test_the_page_is_one_file_whose_contents_lead_somewhere(tmp_path: Path, stud
     outside = [t for t in links.targets if not t.startswith(("data:", "#"))]
     assert outside == []
     inside = {t[1:] for t in links.targets if t.startswith("#")}
-    assert len(inside) == 10
+    assert len(inside) == 11
     assert inside <= links.ids
-    assert sum(t.startswith("data:image/png;base64,") for t in links.targets) == 4
+    assert sum(t.startswith("data:image/svg+xml;base64,") for t in links.targets) == 7
 
 
 def test_the_page_says_what_is_not_replicated_and_how_it_was_made(tmp_path: Path, study_builder: Builder) -> None:
@@ -86,7 +86,7 @@ def test_the_page_says_what_is_not_replicated_and_how_it_was_made(tmp_path: Path
 def test_two_models_and_ablations_are_shown(tmp_path: Path, study_builder: Builder) -> None:
     study_builder(tmp_path, models=("tiny", "small"), methods=("grpo", "uniapl"), variants={"lambda_adv.5": 2})
     page = page_of(tmp_path)
-    assert page.count("data:image/png;base64,") == 8
+    assert page.count("data:image/svg+xml;base64,") == 16
     assert "Table 6. Ablations" in page
     assert "No log of held-out evaluations" in page
 
@@ -119,7 +119,7 @@ def test_tables_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert grid.rows[1][1] == '1.0&nbsp;<span class="faint">[0.5, 1.5]</span><br><span class="faint">p = 0.010</span>'
 
 
-@pytest.mark.parametrize("missing", ["tables/table2.md", "figures/figure3_smollm2_135m.png"])
+@pytest.mark.parametrize("missing", ["tables/table2.md", "figures/figure3_smollm2_135m.svg"])
 def test_a_missing_table_or_figure_is_one_line_of_error(tmp_path: Path, study_builder: Builder, missing: str) -> None:
     study_builder(tmp_path, methods=("grpo",))
     page_of(tmp_path)

@@ -202,6 +202,13 @@ def test_distance_reduction_of_equal_methods_is_not_significant():
     assert (same.value, same.p) == (0.0, 1.0)
 
 
+def test_the_probability_of_improvement_counts_pairs_of_runs_and_half_of_the_ties():
+    found = stats.probability_of_improvement([1.0, 2.0], [1.0, 0.0], draws=Resampling(999, 0, 0.95))
+    assert found.value == 3.5 / 4
+    assert found.low <= found.value <= found.high <= 1.0
+    assert math.isnan(stats.probability_of_improvement([2.0], [1.0, 3.0], draws=Resampling(9, 0, 0.95)).value)
+
+
 def test_holm_multiplies_the_smallest_by_the_number_of_claims():
     # sorted 0.01 x 3, max(0.03, 0.02 x 2), max(0.04, 0.5 x 1); the claim that was not run does not count
     adjusted = stats.holm([0.5, 0.01, math.nan, 0.02], confidence=0.95)

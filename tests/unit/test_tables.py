@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from uniapl.analysis import tables
+from uniapl.analysis import comparisons, tables
 from uniapl.analysis.ablations import against_margin
 from uniapl.analysis.claims import findings, verdict
 from uniapl.analysis.collect import read_study
@@ -342,6 +342,57 @@ def test_a_discriminator_without_signal_is_named(
     assert ("carries no usable signal" in (tmp_path / "tables/table5.md").read_text()) == said
 
 
+def test_the_best_and_all_that_a_test_does_not_tell_apart_from_it_are_bold(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    solved = {"grpo": 14, "sft": 2, "uniapl": 16, "grpo.grpo": 8}
+    study_builder(tmp_path, methods=("grpo", "sft", "uniapl", "grpo.grpo"), solved={"base": 2} | solved)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {r["method"]: r for r in records(tmp_path / "tables", 10) if (r["task"], r["group"]) == ("heldout", "all")}
+    assert {method: row["mark"] for method, row in found.items()} == {
+        "uniapl": "best", "grpo": "tie", "sft": "", "base": "", "grpo.grpo": "",
+    }  # fmt: skip
+    assert float(found["grpo"]["minus_best"]) == pytest.approx(-0.1)
+    lines = (tmp_path / "tables/table10.md").read_text().splitlines()
+    row = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
+    assert row["UniAPL"].startswith("**80.0 [")
+    assert row["GRPO"].startswith("**70.0 [")
+    assert row["SFT"].startswith("10.0 [")
+    headings = [line.split("|")[1].strip(" *") for line in lines if line.startswith("| **")]
+    assert headings[0] == "Before training"
+    assert headings[-1] == "Other baselines, ours"  # grpo.grpo
+    assert r"\textbf{80.0 [" in (tmp_path / "tables/table10.tex").read_text()
+
+
+def test_uniapl_meets_grpo_at_equal_steps_and_seconds_and_says_what_is_not_run(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    study_builder(tmp_path, seeds=(0, 1, 2), methods=("grpo", "uniapl", "grpo.grpo"))
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {row["equal"]: row for row in records(tmp_path / "tables", 11)}
+    assert set(found) == {"steps", "seconds"}
+    assert float(found["steps"]["prompt_strict_gain"]) == pytest.approx(0.4)
+    assert float(found["steps"]["probability_of_improvement"]) == 1.0
+    assert (found["seconds"]["uniapl_steps"], found["seconds"]["grpo_steps"]) == ("6.000000", "12.000000")
+    text = (tmp_path / "tables/table11.md").read_text()
+    assert "| tokens trained | not run |" in text
+    assert "6 : 12" in text
+    without = study_builder(tmp_path / "without", methods=("grpo",))
+    assert "table11.md" not in table_files(without)
+
+
+def test_c6_is_told_without_what_length_explains(tmp_path: Path, study_builder: Builder) -> None:
+    """Log-probs of the built study are a line of the length: nearly nothing is left to be closer in."""
+    study_builder(tmp_path)
+    row = next(row for row in findings(read_study(tmp_path)) if row.claim == "C6")
+    left = comparisons.reduction(
+        read_study(tmp_path), "smollm2_135m", "uniapl", "grpo", "logprob_base", without_length=True
+    )
+    assert row.quantity.value == pytest.approx(0.09)
+    assert abs(left.value) < 0.03
+    assert "of what length does not explain, " in row.measured
+
+
 def test_several_seeds_show_the_bootstrap_beside_the_interval(tmp_path: Path, study_builder: Builder) -> None:
     study_builder(tmp_path, seeds=(0, 1, 2))
     tables.main(tmp_path, tmp_path / "tables")
@@ -456,4 +507,4 @@ def test_a_study_made_before_references_were_there_has_no_table_7(tmp_path: Path
         del index[key]
     (tmp_path / "study.json").write_text(json.dumps(index))
     assert "table7.md" not in table_files(index)
-    assert [table.number for table in tables.all_tables(read_study(tmp_path))] == [1, 2, 3, 4, 5]
+    assert [table.number for table in tables.all_tables(read_study(tmp_path))] == [1, 2, 3, 4, 5, 10, 11]

@@ -35,7 +35,8 @@ def amount(value: Any) -> str:
 PARTS = {
     "": "value", "_low": "lower end of the interval", "_high": "upper end of the interval",
     "_bootstrap_low": "lower end of the crossed bootstrap", "_bootstrap_high": "upper end of the crossed bootstrap",
-    "_p": "two-sided p", "_seen": "smallest true difference found with 80% power",
+    "_p": "two-sided p", "_p_holm": "two-sided p, adjusted by Holm",
+    "_seen": "smallest true difference found with 80% power",
 }  # fmt: skip
 
 
@@ -55,7 +56,7 @@ def traced(value: float, estimate: Estimate, part: str) -> float:
     """A number with the source of its estimate, and which part of it it is."""
     if estimate.source is None:
         return value
-    how = estimate.test if part == "_p" else estimate.method
+    how = estimate.test if part.startswith("_p") else estimate.method
     said = f"{estimate.source.statistic}: {PARTS[part]}" + (f" ({how})" if part else "")
     return Traced(value, replace(estimate.source, statistic=said))
 

@@ -230,9 +230,10 @@ def _distributions(study: Study) -> Iterator[Finding]:
                 continue
             quantity, measured = _closer(study, model, column, unit)
             if column == "logprob_base":
+                alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)
                 measured = (
-                    f"under the base model: {measured}. Under the trained models:"
-                    f" {_closer(study, model, 'logprob_trained', unit)[1]}"
+                    f"under the base model: {measured}; of what length does not explain, {_reduced(alike, 3)}. Under"
+                    f" the trained models: {_closer(study, model, 'logprob_trained', unit)[1]}"
                 )
             if quantity.n == 0:
                 yield replace(
@@ -246,14 +247,18 @@ def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate,
     quantity = comparisons.reduction(study, model, UNIAPL, BASELINE, column)
     ours, theirs = (comparisons.distances(study, model, method, column)[0] for method in (UNIAPL, BASELINE))
     digits = 1 if unit == "tokens" else 3
-    reduced = with_interval(quantity.value, quantity.low, quantity.high, digits, signed=True)
     return (
         quantity,
         (
             f"W to the expert {plain_number(ours.value, digits)} (UniAPL) and {plain_number(theirs.value, digits)}"
-            f" (GRPO) {unit}, reduction {reduced}, {p_value(quantity.p)} ({quantity.test})"
+            f" (GRPO) {unit}, reduction {_reduced(quantity, digits)}"
         ),
     )
+
+
+def _reduced(quantity: Estimate, digits: int) -> str:
+    shown = with_interval(quantity.value, quantity.low, quantity.high, digits, signed=True)
+    return f"{shown}, {p_value(quantity.p)} ({quantity.test})"
 
 
 WEIGHTS = ("", "_1")  # of the ablation adversarial_as: each way with lambda_adv as in the main run, and 1

@@ -198,6 +198,18 @@ def prompt_scores(
     return _crossed(chosen, hits, counts, fixed=method == BASE)
 
 
+def kind_scores(study: Study, model: str, method: str, kind: str) -> Scores:
+    """Held-out instructions of one constraint kind that were followed (strict), per prompt and seed."""
+    chosen = study.answers_of(model, method, MAIN, "heldout")
+    chosen = chosen.loc[[kind in kinds for kinds in chosen["kinds"]]]
+    hits, counts = [], []
+    for kinds, followed in zip(chosen["kinds"], chosen["strict"], strict=True):
+        known = [f for k, f in zip(kinds, followed, strict=True) if k == kind and f is not None]
+        hits.append(float(sum(known)) if known else np.nan)
+        counts.append(float(len(known)))
+    return _crossed(chosen, hits, counts, fixed=method == BASE)
+
+
 def values(study: Study, model: str, method: str, *, task: str, column: str, variant: str = MAIN) -> Scores:
     """A number per prompt and seed (num_tokens, truncated, a log-prob); prompts without it are left out."""
     chosen = study.answers_of(model, method, variant, task)
@@ -217,13 +229,26 @@ def rows_of(frame: pd.DataFrame, model: str, method: str, variant: str = MAIN) -
     return frame.loc[(frame["model"] == model) & (frame["method"] == method) & (frame["variant"] == variant)]
 
 
+def seed_curves(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> dict[int, list[float]]:
+    """A metric by step of its stage: the value of every seed that has one there."""
+    rows = rows_of(study.metrics, model, method, variant)
+    found: dict[int, list[float]] = {}
+    if metric in rows:
+        for step, value in zip(rows["step"], rows[metric], strict=True):
+            if value is not None:
+                found.setdefault(int(step), []).append(float(value))
+    return dict(sorted(found.items()))
+
+
 def curve_of(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> dict[int, float]:
     """A metric by step of its stage, mean over the seeds that have a value there."""
-    found: dict[int, list[float]] = {}
-    for row in rows_of(study.metrics, model, method, variant).to_dict("records"):
-        if row.get(metric) is not None:
-            found.setdefault(int(row["step"]), []).append(float(row[metric]))
-    return {step: sum(values) / len(values) for step, values in sorted(found.items())}
+    found = seed_curves(study, model, method, metric, variant=variant)
+    return {step: sum(values) / len(values) for step, values in found.items()}
+
+
+def run_config(study: Study, directory: str) -> dict[str, Any]:
+    """A run's config.json."""
+    return json.loads(_existing(study.root / directory / "config.json").read_text(encoding="utf-8"))
 
 
 def common(*scores: Scores) -> tuple[Scores, ...]:
@@ -258,7 +283,7 @@ def _crossed(chosen: pd.DataFrame, hits: list[float], counts: list[float], *, fi
 
 def _frame(rows: list[dict[str, Any]], columns: Iterable[str]) -> pd.DataFrame:
     """A frame that keeps None, True and lists as they are, with all columns even where there are no rows."""
-    names = list(dict.fromkeys([*columns, *(key for row in rows[:1] for key in row)]))
+    names = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
     return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in names})
 
 

@@ -5,8 +5,10 @@ Tables, figures and claims ask here, so that the same number is the same everywh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from uniapl.analysis import stats
 from uniapl.analysis.collect import MAIN, Study, common, expert_values, prompt_scores, values
@@ -68,6 +70,12 @@ def accuracy(study: Study, model: str, method: str, of: Evaluation, metric: str,
         selection=_asked(of, _judged(metric)),
     )  # fmt: skip
     return replace(found, source=source)
+
+
+def seed_accuracies(study: Study, model: str, method: str, of: Evaluation, *, variant: str = MAIN) -> list[float]:
+    """Share of prompts whose constraints all hold (0 to 1), one a seed, seeds ascending."""
+    scores = prompt_scores(study, model, method, task=of.task, group=of.group, variant=variant)
+    return [float(row.mean()) for row in scores.hits_SP] if scores.num_prompts else []
 
 
 def _judged(metric: str) -> str:
@@ -136,15 +144,32 @@ def distances(study: Study, model: str, method: str, column: str, *, variant: st
     return first, second
 
 
-def reduction(study: Study, model: str, method: str, other: str, column: str) -> Estimate:
-    """How much smaller a method's Wasserstein distance to the expert is than another's, paired by prompt."""
+def reduction(
+    study: Study, model: str, method: str, other: str, column: str, *, without_length: bool = False
+) -> Estimate:
+    """How much smaller a method's Wasserstein distance to the expert is than another's, paired by prompt.
+
+    `without_length`: of what is left of the numbers after `_length_line`, since longer answers have other log-probs.
+    """
     found = [values(study, model, m, task="heldout", column=column) for m in (method, other)]
     found += [expert_values(study, model, m, column=column) for m in (method, other)]
-    a, b, expert_a, expert_b = common(*found)
-    names = (model, method, other, column)
-    estimate = stats.distance_reduction(
-        a.hits_SP, b.hits_SP, expert_a.hits_SP, expert_b.hits_SP, draws=study.resampling, names=names
-    )
+    lengths = [values(study, model, m, task="heldout", column="num_tokens") for m in (method, other)]
+    lengths += [expert_values(study, model, m, column="num_tokens") for m in (method, other)]
+    together = common(*found, *lengths) if without_length else common(*found)
+    hits = [scores.hits_SP for scores in together]
+    if without_length and hits[0].size:
+        line = _length_line(hits[6], hits[2])
+        hits = [values_SP - line(lengths_SP) for values_SP, lengths_SP in zip(hits[:4], hits[4:], strict=True)]
+    names = (model, method, other, column, *(("without length",) if without_length else ()))
+    estimate = stats.distance_reduction(*hits[:4], draws=study.resampling, names=names)
     what = "reduction of the Wasserstein-1 distance to the expert, paired by prompt"
     sides = ((model, method, MAIN), (model, other, MAIN))
     return replace(estimate, source=records_of(study, what, *sides, files=EXPERT_FILES, selection=column))
+
+
+def _length_line(lengths_SP: np.ndarray, values_SP: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The least-squares line of the expert's numbers over the logarithm of its answers' lengths in tokens."""
+    logs_P, values_P = np.log(np.maximum(lengths_SP[0], 1.0)), values_SP[0]
+    spread = logs_P - logs_P.mean()
+    slope = float(spread @ values_P / (spread @ spread)) if spread.any() else 0.0
+    return lambda lengths: slope * (np.log(np.maximum(lengths, 1.0)) - logs_P.mean()) + values_P.mean()

@@ -21,8 +21,9 @@ COLOURS = {
     EQUAL_COMPUTE: "#CC79A7",
 }
 MARKERS = {BASE: "o", "sft": "s", BASELINE: "^", "sft.grpo": "D", UNIAPL: "*", EQUAL_COMPUTE: "v"}
-OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#6A3D9A", "#B2182B", "#1B7837", "#000000")
-OTHER_MARKERS = ("P", "X", "<", ">", "h", "p")
+OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#6A3D9A", "#B2182B", "#1B7837", "#000000", "#44AA99", "#DD66AA")
+OTHER_MARKERS = ("P", "X", "<", ">", "h", "p", "d", "8")
+MOST_COLOURED = 7  # methods whose lines can be told apart in one panel
 
 GROUPS = {"all": "Held-out", "seen": "Held-out, seen kinds", "unseen": "Held-out, unseen kinds"}
 TASKS = {"heldout": "Held-out", "development": "Development", "ifbench": "IFBench", "ifeval": "IFEval"}
@@ -55,6 +56,11 @@ def method_order(methods: Sequence[str]) -> list[str]:
 def colour(method: str, methods: Sequence[str]) -> str:
     """A method's colour; methods outside the usual set take the next free ones in the study's order."""
     return COLOURS.get(method) or OTHER_COLOURS[_place(method, methods, COLOURS) % len(OTHER_COLOURS)]
+
+
+def prominent(methods: Sequence[str]) -> list[str]:
+    """Those drawn in colour where all share a panel: all of a few, else those that the claims compare."""
+    return [m for m in methods if m in COLOURS or len(methods) <= MOST_COLOURED]
 
 
 def marker(method: str, methods: Sequence[str]) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from uniapl.analysis.labels import TASKS
+from uniapl.analysis.labels import BASELINE, TASKS, UNIAPL
 
 TABLES = (1, 2, 3, 4, 5)
-ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE, EXPERT_TABLE = 6, 7, 8, 9
+ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE, EXPERT_TABLE, OVERVIEW_TABLE, COST_TABLE = 6, 7, 8, 9, 10, 11
 OTHER_EXPERTS = "teacher."  # how variants with another expert begin
-FIGURES = (1, 2, 3, 4)
+FIGURES = (1, 2, 3, 4, 5, 6, 7)
+WEIGHT_FIGURE, SWITCH_FIGURE = 8, 9
+LAMBDA, SWITCH, JUDGES = "lambda_adv.", "switch.", "discriminator."  # how variants of these ablations begin
 TABLE_FORMATS = ("csv", "md", "tex")
-FIGURE_FORMATS = ("pdf", "png", "txt")
+FIGURE_FORMATS = ("pdf", "svg", "png", "txt")
 
 
 def has_ablations(study_index: dict[str, Any]) -> bool:
@@ -24,9 +26,14 @@ def has_references(study_index: dict[str, Any]) -> bool:
     return bool(study_index.get("references", {}).get("models"))
 
 
-def has_other_experts(study_index: dict[str, Any]) -> bool:
-    """Some method was taught by another expert too."""
-    return any(entry["variant"].startswith(OTHER_EXPERTS) for entry in study_index["evaluations"])
+def has_variants(study_index: dict[str, Any], prefix: str) -> bool:
+    """Some evaluation is of a variant that begins so."""
+    return any(entry["variant"].startswith(prefix) for entry in study_index["evaluations"])
+
+
+def has_comparison(study_index: dict[str, Any]) -> bool:
+    """UniAPL and GRPO were both evaluated."""
+    return {UNIAPL, BASELINE} <= {entry["method"] for entry in study_index["evaluations"] if entry["variant"] == "main"}
 
 
 def general_tasks(study_index: dict[str, Any]) -> list[str]:
@@ -35,10 +42,12 @@ def general_tasks(study_index: dict[str, Any]) -> list[str]:
 
 
 def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
-    """Tables 1 to 5, 6 where the study has ablations, 7 of published scores, 8 of general tasks, 9 of other experts."""
+    """Tables 1 to 5 and 10; 6 of ablations, 7 of published scores, 8 of general tasks, 9 of other experts, 11 of costs
+    where the study has them."""
     optional = (
         (ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)),
-        (GENERAL_TABLE, bool(general_tasks(study_index))), (EXPERT_TABLE, has_other_experts(study_index)),
+        (GENERAL_TABLE, bool(general_tasks(study_index))), (EXPERT_TABLE, has_variants(study_index, OTHER_EXPERTS)),
+        (OVERVIEW_TABLE, True), (COST_TABLE, has_comparison(study_index)),
     )  # fmt: skip
     return (*TABLES, *(number for number, is_there in optional if is_there))
 
@@ -48,11 +57,17 @@ def table_files(study_index: dict[str, Any]) -> list[str]:
     return [f"table{number}.{suffix}" for number in table_numbers(study_index) for suffix in TABLE_FORMATS]
 
 
+def figure_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
+    """Figures 1 to 7, 8 and 9 where the study has the ablations that they show."""
+    optional = ((WEIGHT_FIGURE, LAMBDA), (SWITCH_FIGURE, SWITCH))
+    return (*FIGURES, *(number for number, prefix in optional if has_variants(study_index, prefix)))
+
+
 def figure_files(study_index: dict[str, Any]) -> list[str]:
     """File names that `uniapl.analysis.figures` writes into its output directory; .txt holds the caption."""
     return [
         f"figure{number}_{model}.{suffix}"
-        for number in FIGURES
+        for number in figure_numbers(study_index)
         for model in study_index["models"]
         for suffix in FIGURE_FORMATS
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from uniapl.provenance import write_whole
 
 MINUS = "−"
+BOLD = "**"  # on both sides of a cell
 TEX_CHARACTERS = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -134,7 +135,12 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def _ampersands(cells: Sequence[str]) -> str:
-    return " & ".join(tex(cell) for cell in cells) + r" \\"
+    return " & ".join(_tex_cell(cell) for cell in cells) + r" \\"
+
+
+def _tex_cell(text: str) -> str:
+    plain = text.removeprefix(BOLD).removesuffix(BOLD)
+    return tex(plain) if plain == text else rf"\textbf{{{tex(plain)}}}"
 
 
 def csv_field(value: Any) -> str:

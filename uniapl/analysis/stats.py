@@ -254,6 +254,22 @@ def holm(p_values: Sequence[float], *, confidence: float) -> list[float]:
     return adjusted
 
 
+def probability_of_improvement(values_S: Sequence[float], other_S: Sequence[float], *, draws: Resampling) -> Estimate:
+    """How often a run of one method beats a run of another, a tie half a win (Agarwal et al., 2108.13264).
+
+    All pairs of runs; the interval resamples each method's runs (percentile). Nothing can be said of single runs.
+    """
+    if min(len(values_S), len(other_S)) < 2:
+        return EMPTY
+    a_S, b_S = np.asarray(values_S), np.asarray(other_S)
+    won_SS = (a_S[:, None] > b_S + 1e-12) + 0.5 * (np.abs(a_S[:, None] - b_S) <= 1e-12)
+    rng = draws.rng("improvement", *map(str, won_SS.shape))
+    first, second = (rng.integers(0, size, (draws.num_resamples, size)) for size in won_SS.shape)
+    resampled = won_SS[first[:, :, None], second[:, None, :]].mean(axis=(1, 2))
+    low, high = np.quantile(resampled, _tails(draws.confidence))
+    return Estimate(float(won_SS.mean()), float(low), float(high), won_SS.size, "bootstrap over runs")
+
+
 @dataclass(frozen=True)
 class Gap:
     """Difference of two empirical distribution functions, prompt by prompt, on the grid of all their values.

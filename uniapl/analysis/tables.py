@@ -5,18 +5,16 @@
 ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 methods x evaluations and their cost,
 2 the paper's claims, 3 constraint kinds, 4 distributions against the expert, 5 data, teacher and discriminator,
 6 ablations where the study has some, 7 base models against their published scores where there are such, 8 general
-capability where such tasks were evaluated, 9 what other experts cost where some were tried.
+capability where such tasks were evaluated, 9 what other experts cost where some were tried, 10 methods in the order of
+the paper's tables with the best marked, 11 UniAPL against GRPO at equal steps, tokens and seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.ablations import table6, table9
@@ -35,30 +33,26 @@ from uniapl.analysis.cells import (
     traced,
 )
 from uniapl.analysis.claims import findings
-from uniapl.analysis.collect import COSTS, MAIN, Study, read_study, rows_of
+from uniapl.analysis.collect import MAIN, Study, read_study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
+from uniapl.analysis.costs import path_costs, table11
 from uniapl.analysis.facts import table5
-from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
-from uniapl.analysis.outputs import general_tasks, has_ablations, has_other_experts, has_references
+from uniapl.analysis.kinds import table3
+from uniapl.analysis.labels import BASE, BASELINE, p_value, with_interval
+from uniapl.analysis.outputs import (
+    OTHER_EXPERTS,
+    general_tasks,
+    has_ablations,
+    has_comparison,
+    has_references,
+    has_variants,
+)
+from uniapl.analysis.overview import table10
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
-from uniapl.analysis.sources import Source, Traced
-from uniapl.analysis.stats import Estimate
 from uniapl.entry import run_guarded
 
 METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
-
-
-def _costs(study: Study, model: str, method: str) -> dict[str, float]:
-    """Mean over seeds of what a method cost with all its stages; empty for base."""
-    runs = rows_of(study.runs, model, method).to_dict("records")
-    columns = ("steps", "tokens_trained", "tokens_generated", "seconds") if runs else ()
-    what = "cost of all stages of the path, mean over seeds"
-    source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json",))
-    return {
-        c: Traced(sum(float(run[c]) for run in runs) / len(runs), replace(source, selection=f"cumulative_{COSTS[c]}"))
-        for c in columns
-    }
 
 
 def table1(study: Study) -> Table:
@@ -76,7 +70,7 @@ def table1(study: Study) -> Table:
     columns = (*model_column(study), "Method", "Prompt strict, %", *heads, "Instruction strict, %", *heads)
     cost_rows = []
     for model, method in methods_of(study):
-        cost = _costs(study, model, method)
+        cost = path_costs(study, model, method)
         shown = tuple(amount(cost.get(c)) for c in ("steps", "tokens_trained", "tokens_generated", "seconds"))
         cost_rows.append((*model_cell(study, model), study.label(method), *shown))
     cost_columns = (*model_column(study), "Method", "Steps", "Tokens trained", "Tokens generated", "Seconds")
@@ -124,7 +118,7 @@ def _table1_row(study: Study, model: str, method: str, of: Evaluation) -> tuple[
                 empty = {f"{metric}_minus_{other}_p": None, f"{metric}_minus_{other}_test": None}
                 record |= empty | fields(gap, f"{metric}_minus_{other}")
                 cells.append(points(gap))
-    return record | _costs(study, model, method), tuple(cells)
+    return record | path_costs(study, model, method), tuple(cells)
 
 
 def _table1_note() -> str:
@@ -188,75 +182,6 @@ def table2(study: Study) -> Table:
         ),
     )
     return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)
-
-
-def table3(study: Study) -> Table:
-    """Accuracy per constraint kind on the held-out prompts."""
-    instructions = _instructions(study)
-    records, sections = [], []
-    methods = list(dict.fromkeys(method for _, method in methods_of(study)))
-    for model in study.models:
-        of_model = instructions[instructions["model"] == model]
-        shown_in_training = set(of_model.loc[of_model["group"] == "seen", "kind"])
-        rows: dict[str, list[tuple[str, ...]]] = {"seen in training": [], "not seen in training": []}
-        for kind in sorted(set(of_model["kind"])):
-            seen = "seen in training" if kind in shown_in_training else "not seen in training"
-            cells, count = [], 0
-            for method in methods:
-                hits = of_model.loc[(of_model["kind"] == kind) & (of_model["method"] == method), "followed"]
-                count = max(count, len(hits))
-                source = comparisons.records_of(
-                    study, "share of instructions followed", (model, method, MAIN), files=["heldout.jsonl"],
-                    selection=f"strict, where kinds has {kind}",
-                )  # fmt: skip
-                estimate = replace(_proportion(study, hits), source=source)
-                cells.append(plain_number(100 * estimate.value, 1) or NO_CELL)
-                records.append(
-                    {
-                        "model": model,
-                        "kind": kind,
-                        "seen": kind in shown_in_training,
-                        "method": method,
-                        "num_instructions": len(hits),
-                    }
-                    | fields(estimate, "inst_strict")
-                )
-            rows[seen].append((kind, str(count), *cells))
-        for heading, found in rows.items():
-            prefix = f"{study.models[model]}, " if len(study.models) > 1 else ""
-            if found:
-                sections.append((f"{prefix}kinds {heading}", tuple(found)))
-    columns = ("Constraint kind", "Instructions", *(study.label(method) for method in methods))
-    notes = (
-        (
-            "Share of instructions followed (strict), %. Few instructions stand behind a kind; Wilson's intervals are"
-            " in the csv."
-        ),
-    )
-    return make_table(
-        3, "Accuracy per constraint kind, held-out prompts", [Block(columns, tuple(sections))], records, notes
-    )
-
-
-def _instructions(study: Study) -> pd.DataFrame:
-    """One row an instruction of the main held-out evaluations whose verdict is known."""
-    frame = study.answers[(study.answers["task"] == "heldout") & (study.answers["variant"] == MAIN)]
-    rows = [
-        {"model": model, "method": method, "group": group, "kind": kind, "followed": float(followed)}
-        for model, method, group, kinds, strict in zip(
-            frame["model"], frame["method"], frame["group"], frame["kinds"], frame["strict"], strict=True
-        )
-        for kind, followed in zip(kinds, strict, strict=True)
-        if followed is not None
-    ]
-    return pd.DataFrame(rows, columns=["model", "method", "group", "kind", "followed"])
-
-
-def _proportion(study: Study, hits: pd.Series) -> Estimate:
-    if hits.empty:
-        return stats.EMPTY
-    low, high = stats.wilson(int(hits.sum()), len(hits), confidence=study.claims.confidence)
-    return Estimate(float(hits.mean()), low, high, len(hits), "Wilson")
 
 
 def table4(study: Study) -> Table:
@@ -342,7 +267,8 @@ def all_tables(study: Study) -> list[Table]:
     tables += [table6(study)] if has_ablations(study.index) else []
     tables += [table7(study)] if has_references(study.index) else []
     tables += [table8(study)] if general_tasks(study.index) else []
-    return [*tables, table9(study)] if has_other_experts(study.index) else tables
+    tables += [table9(study)] if has_variants(study.index, OTHER_EXPERTS) else []
+    return [*tables, table10(study), *([table11(study)] if has_comparison(study.index) else [])]
 
 
 def main(root: Path, output: Path) -> None:

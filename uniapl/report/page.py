@@ -16,11 +16,13 @@ from markupsafe import Markup, escape
 from uniapl import __version__
 from uniapl.analysis import comparisons
 from uniapl.analysis.claims import HELDOUT, INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED
-from uniapl.analysis.collect import Study
+from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
 from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
-from uniapl.analysis.outputs import FIGURES, table_numbers
+from uniapl.analysis.outputs import figure_numbers, table_numbers
 from uniapl.analysis.references import stack_warnings
+from uniapl.analysis.render import BOLD
+from uniapl.equations import describe_stage
 from uniapl.report.explorer import as_script, curves, explorer
 
 LIMITS = {
@@ -101,8 +103,9 @@ def render_page(study: Study, tables: Path, figures: Path) -> str:
         summary=_summary(study),
         limits=_limits(study),
         parts=parts,
-        figures={n: [_figure(figures, n, m) for m in study.models] for n in FIGURES},
-        several_models=len(study.models) > 1,
+        figures={n: [_figure(figures, n, m) for m in study.models] for n in figure_numbers(study.index)},
+        methods=methods_grid(study),
+        not_run=_not_run(study),
         signal=[s for s in (no_signal(study, m) for m in study.models) if s] + stack_warnings(study),
         kinds=_kinds(study),
         log=_log(study),
@@ -147,6 +150,8 @@ def _row(cells: list[str]) -> list[Markup]:
 
 def _cell(text: str) -> Markup:
     """A value with its interval in grey and its p below; a verdict in its colour."""
+    if text.startswith(BOLD) and text.endswith(BOLD):
+        return Markup("<b>{}</b>").format(_cell(text.strip("*")))
     found = re.fullmatch(r"([+−]?[\d.]+) (\[[^]]*\])(?:, (p .*))?", text)
     if found:
         value, interval, p = found.groups()
@@ -161,7 +166,7 @@ def _cell(text: str) -> Markup:
 
 def _figure(figures: Path, number: int, model: str) -> dict[str, str]:
     """A figure inlined as base64, with its caption."""
-    image, caption = figures / f"figure{number}_{model}.png", figures / f"figure{number}_{model}.txt"
+    image, caption = figures / f"figure{number}_{model}.svg", figures / f"figure{number}_{model}.txt"
     for path in (image, caption):
         if not path.exists():
             raise ValueError(f"{path} is missing; run `python -m uniapl.analysis.figures` first")
@@ -226,6 +231,33 @@ def _limits(study: Study) -> list[str]:
     if len(seeds) == 1:
         limits.append("There is one training seed: the intervals speak of other prompts, not of other runs.")
     return limits
+
+
+def methods_grid(study: Study) -> Grid | None:
+    """Each method's stages: their loss with its coefficients, steps and choices, as the configs of its runs say."""
+    rows = []
+    for model, title in study.models.items():
+        for method in study.methods(model):
+            runs = rows_of(study.runs, model, method)["directory"].tolist()
+            for number, stage in enumerate(run_config(study, runs[0])["path"] if runs else ()):
+                told = describe_stage(stage)
+                name = "" if number else study.label(method) + (f", {title}" if len(study.models) > 1 else "")
+                told["notes"] = "; ".join(told["notes"])
+                rows.append([name, *(told[key] for key in ("name", "equation", "steps", "learning_rate", "notes"))])
+    heads = ("Method", "Stage", "Loss", "Steps", "Learning rate", "Choices")
+    return Grid([escape(head) for head in heads], [[escape(cell) for cell in row] for row in rows]) if rows else None
+
+
+def _not_run(study: Study) -> list[str]:
+    """Runs of the plan that a study still being made lacks, a line for each variant."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for entry in study.index.get("not_run", ()):
+        found.setdefault((entry["model"], entry["method"], entry["variant"]), []).append(entry["seed"])
+    return [
+        f"{study.models[model]}, {study.label(method)}{'' if variant == MAIN else f', {variant}'}: "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        for (model, method, variant), seeds in found.items()
+    ]
 
 
 def _kinds(study: Study) -> Grid | None:

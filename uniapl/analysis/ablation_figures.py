@@ -1,0 +1,121 @@
+"""Figures 8 and 9: the weight of the adversarial term, and when a staged pipeline should switch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from uniapl.analysis import comparisons
+from uniapl.analysis.ablations import judged_on
+from uniapl.analysis.claims import lambda_variants
+from uniapl.analysis.collect import MAIN, Study, rows_of, run_config, seed_curves
+from uniapl.analysis.drawing import WIDTH_INCHES, finish
+from uniapl.analysis.labels import UNIAPL, colour
+from uniapl.analysis.outputs import SWITCH
+
+WITHOUT = "chord_mu"  # UniAPL with weight 0
+STAGED = "sft.grpo"
+Side = tuple[str, str]  # method and variant
+SEED_DOTS = {"marker": "o", "linestyle": "", "markersize": 3.0, "markerfacecolor": "white", "zorder": 3}
+
+
+def figure8(study: Study, model: str) -> tuple[Figure, str]:
+    """Accuracy, entropy, diversity and distance to the expert by the weight of the adversarial term."""
+    sides: dict[float, Side] = {}
+    if study.evaluations(model, WITHOUT):
+        sides[0.0] = (WITHOUT, MAIN)
+    for run in rows_of(study.runs, model, UNIAPL)["directory"][:1]:
+        sides[float(run_config(study, run)["path"][-1]["lambda_adv"])] = (UNIAPL, MAIN)
+    sides |= {weight: (UNIAPL, variant) for weight, variant in lambda_variants(study, model).items()}
+    sides = dict(sorted(sides.items()))
+    of = judged_on(study)
+    shown: dict[str, Callable[[Side], list[float]]] = {
+        f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
+        "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
+        "Distinct bigrams at the end": lambda side: _last(study, model, side, "diversity/distinct_2"),
+        "Mean length, tokens": lambda side: _lengths(study, model, side),
+    }
+    figure, grid = plt.subplots(2, 2, figsize=(WIDTH_INCHES, 3.8), sharex=True, layout="constrained")
+    for ax, (title, numbers) in zip(grid.ravel(), shown.items(), strict=True):
+        _by_seed(ax, [numbers(side) for side in sides.values()], colour(UNIAPL, study.methods(model)), title)
+        ax.set_xticks(range(len(sides)), [_weight(study, weight, side) for weight, side in sides.items()])
+    for ax in grid[1]:
+        ax.set_xlabel("Weight of the adversarial term")
+    caption = (
+        f"Figure 8. The weight lambda_adv of the adversarial term ({study.models[model]}; places are equally far apart,"
+        " weights are not): line, mean over seeds; circles, seeds. Weight 0 is CHORD-mu, the one in brackets the main"
+        f" run's. Accuracy and length: {of.title.lower()} prompts; entropy and distinct bigrams (a share of all, in the"
+        " rollouts of a prompt): last step of training."
+    )
+    return figure, caption
+
+
+def _weight(study: Study, weight: float, side: Side) -> str:
+    return f"({weight:g})" if side == (UNIAPL, MAIN) else f"{weight:g}"
+
+
+def figure9(study: Study, model: str) -> tuple[Figure, str]:
+    """Accuracy of SFT -> GRPO by the share of steps that SFT had."""
+    tried = dict.fromkeys(e["variant"] for e in study.index["evaluations"])
+    variants = [MAIN, *(variant for variant in tried if variant.startswith(SWITCH))]
+    shares = {_switch_share(study, model, variant): variant for variant in variants}
+    shares = dict(sorted((share, variant) for share, variant in shares.items() if math.isfinite(share)))
+    of = judged_on(study)
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.3), layout="constrained")
+    line = colour(STAGED, study.methods(model))
+    numbers = [_accuracies(study, model, (STAGED, variant)) for variant in shares.values()]
+    lengths = [_lengths(study, model, (STAGED, variant)) for variant in shares.values()]
+    titles = (f"{of.title}, prompt strict, %", "Mean length, tokens")
+    for ax, found, title in zip(axes, (numbers, lengths), titles, strict=True):
+        _by_seed(ax, found, line, title)
+        ax.set_xticks(range(len(shares)), [f"{100 * share:.0f}%" for share in shares])
+        ax.set_xlabel("Share of the steps before the switch")
+    steps = rows_of(study.runs, model, STAGED)["steps"]
+    caption = (
+        f"Figure 9. When SFT -> GRPO switches ({study.models[model]}, {max(steps, default=0)} steps in all): line, mean"
+        f" over seeds; circles, seeds. {of.title} prompts."
+    )
+    return figure, caption
+
+
+def _switch_share(study: Study, model: str, variant: str) -> float:
+    """Steps of the first stage as a share of all."""
+    for run in rows_of(study.runs, model, STAGED, variant).to_dict("records"):
+        parent = study.runs.loc[study.runs["directory"] == run["parent"], "steps"]
+        if len(parent):
+            return float(parent.iloc[0]) / float(run["steps"])
+    return math.nan
+
+
+def _accuracies(study: Study, model: str, side: Side) -> list[float]:
+    """Percent, by seed."""
+    method, variant = side
+    found = comparisons.seed_accuracies(study, model, method, judged_on(study), variant=variant)
+    return [100 * accuracy for accuracy in found]
+
+
+def _lengths(study: Study, model: str, side: Side) -> list[float]:
+    task = judged_on(study).task
+    found = comparisons.values(study, model, side[0], task=task, column="num_tokens", variant=side[1])
+    return [float(row.mean()) for row in found.hits_SP if row.size]
+
+
+def _last(study: Study, model: str, side: Side, metric: str) -> list[float]:
+    curve = seed_curves(study, model, side[0], metric, variant=side[1])
+    return list(curve.values())[-1] if curve else []
+
+
+def _by_seed(ax: Axes, numbers: list[list[float]], shown: str, title: str) -> None:
+    """Seeds as circles at each place, their means joined."""
+    places = [i for i, found in enumerate(numbers) if found]
+    if places:
+        ax.plot(places, [float(np.mean(numbers[i])) for i in places], color=shown)
+    for i in places:
+        ax.plot([i] * len(numbers[i]), numbers[i], color=shown, **SEED_DOTS)
+    ax.set_xlim(-0.4, len(numbers) - 0.6)
+    finish(ax, title, axis="y")

@@ -1,0 +1,121 @@
+"""What methods cost, and Table 11, UniAPL against GRPO at equal cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from uniapl.analysis import comparisons, stats
+from uniapl.analysis.cells import (
+    NO_CELL,
+    amount,
+    fields,
+    interval_note,
+    make_table,
+    model_cell,
+    model_column,
+    points,
+    traced,
+)
+from uniapl.analysis.collect import COSTS, MAIN, Study, rows_of
+from uniapl.analysis.labels import BASELINE, EQUAL_COMPUTE, UNIAPL, p_value, plain_number
+from uniapl.analysis.render import Block, Table
+from uniapl.analysis.sources import Source, Traced
+
+# A weight takes part in one product and one sum of a forward, and in twice as many of a backward.
+TRAINED_OPERATIONS, GENERATED_OPERATIONS = 6, 2
+AXES = {"tokens": "Tokens trained and generated", "operations": "Operations", "seconds": "Seconds"}  # of Figure 5
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """A run of GRPO that UniAPL is compared with, and what of the two is about equal."""
+
+    equal: str
+    method: str
+    variant: str
+
+
+OPPONENTS = (
+    Opponent("steps", BASELINE, MAIN), Opponent("tokens trained", BASELINE, "compute.tokens"),
+    Opponent("seconds", EQUAL_COMPUTE, MAIN),
+)  # fmt: skip
+
+
+def path_costs(study: Study, model: str, method: str, *, variant: str = MAIN) -> dict[str, float]:
+    """Mean over seeds of what a method cost with all its stages; empty where nothing was trained, as of base."""
+    runs = rows_of(study.runs, model, method, variant).to_dict("records")
+    what = "cost of all stages of the path, mean over seeds"
+    source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json",))
+    return {
+        c: Traced(sum(float(run[c]) for run in runs) / len(runs), replace(source, selection=f"cumulative_{key}"))
+        for c, key in COSTS.items()
+        if runs
+    }
+
+
+def table11(study: Study) -> Table:
+    """UniAPL against GRPO at equal steps, tokens and seconds."""
+    of = comparisons.evaluations(study)[0]
+    records, rows = [], []
+    for model in study.models:
+        there = [one for one in OPPONENTS if study.evaluations(model, one.method, one.variant)]
+        gaps = [
+            comparisons.difference(study, model, UNIAPL, one.method, of, "prompt_strict", other_variant=one.variant)
+            for one in there
+        ]
+        adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+        ours = path_costs(study, model, UNIAPL)
+        for one in OPPONENTS:
+            if one not in there:
+                rows.append((*model_cell(study, model), one.equal, *["not run"] * (len(COSTS) + 2)))
+                continue
+            gap, p_holm = gaps[there.index(one)], adjusted[there.index(one)]
+            theirs = path_costs(study, model, one.method, variant=one.variant)
+            won = stats.probability_of_improvement(
+                comparisons.seed_accuracies(study, model, UNIAPL, of),
+                comparisons.seed_accuracies(study, model, one.method, of, variant=one.variant),
+                draws=study.resampling,
+            )
+            won = replace(won, source=replace(gap.source, statistic="share of pairs of runs in which UniAPL is better"))
+            record = {
+                "model": model, "equal": one.equal, "method": one.method, "variant": one.variant, "task": of.task,
+                "num_prompts": gap.n,
+            }  # fmt: skip
+            record |= {
+                f"{name}_{key}": spent[key] for name, spent in (("uniapl", ours), ("grpo", theirs)) for key in COSTS
+            }
+            record |= fields(gap, "prompt_strict_gain") | {"p_holm": traced(p_holm, gap, "_p_holm")}
+            records.append(record | fields(won, "probability_of_improvement"))
+            pairs = (f"{amount(ours[key])} : {amount(theirs[key])}" for key in COSTS)
+            holm = f"; Holm {p_value(p_holm)}" if math.isfinite(p_holm) else ""
+            rows.append((*model_cell(study, model), one.equal, *pairs, points(gap) + holm, _share(won)))
+    heads = ("Steps", "Tokens generated", "Tokens trained", "Seconds")
+    columns = (
+        *model_column(study), "Equal", *(f"{head}, UniAPL : GRPO" for head in heads),
+        f"UniAPL − GRPO, {of.title.lower()}, points", "P(improvement)",
+    )  # fmt: skip
+    notes = (
+        interval_note(study),
+        f"{of.title} prompts, prompt strict, paired; Holm over the rows of a model. Costs are means over seeds."
+        " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
+        " higher one, a tie counted half; its interval resamples runs.",
+    )
+    return make_table(11, "UniAPL against GRPO at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
+
+
+def _share(estimate: stats.Estimate) -> str:
+    shown = plain_number(estimate.value, 2) or NO_CELL
+    interval = f" [{plain_number(estimate.low, 2)}, {plain_number(estimate.high, 2)}]"
+    return shown + interval if math.isfinite(estimate.low) else shown
+
+
+def axis_costs(study: Study, model: str, method: str) -> dict[str, float]:
+    """What a method's path cost on each of Figure 5's axes; NaN for what no manifest says."""
+    spent = path_costs(study, model, method)
+    if not spent:
+        return dict.fromkeys(AXES, math.nan)
+    weights = study.manifests[study.index["models"][model]["directory"]].get("num_parameters", math.nan)
+    operations = TRAINED_OPERATIONS * spent["tokens_trained"] + GENERATED_OPERATIONS * spent["tokens_generated"]
+    tokens = spent["tokens_trained"] + spent["tokens_generated"]
+    return {"tokens": tokens, "operations": weights * operations, "seconds": spent["seconds"]}

@@ -1,0 +1,82 @@
+"""Table 10: one row a method in the order of the paper's tables, one column an evaluation, best and ties by test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from uniapl.analysis import comparisons, stats
+from uniapl.analysis.cells import fields, interval_note, make_table, percent, traced
+from uniapl.analysis.collect import Study
+from uniapl.analysis.comparisons import Evaluation
+from uniapl.analysis.labels import BASE
+from uniapl.analysis.render import BOLD, Block, Table
+
+# As the reviews on OpenReview tell of the paper's tables; how their columns are laid out is not stated.
+SECTIONS = {
+    "Single terms and staged pipelines, the paper's Table 2": (
+        "sft", "grpo", "a_sft", "a_grpo", "sft.grpo", "sft.a_grpo", "a_sft.a_grpo",
+    ),
+    "One stage, the paper's Table 3 (CHORD and A-CHORD)": ("chord_mu", "chord_phi", "uniapl"),
+}  # fmt: skip
+BEFORE, OTHERS = "Before training", "Other baselines, ours"
+BEST, TIE = "best", "tie"
+
+
+def section_of(method: str) -> str:
+    """Under which heading a method stands."""
+    if method == BASE:
+        return BEFORE
+    return next((heading for heading, methods in SECTIONS.items() if method in methods), OTHERS)
+
+
+def marks(study: Study, model: str, of: Evaluation) -> dict[str, tuple[str, stats.Estimate, float]]:
+    """For each method: `best`, `tie` where the test against the best finds no difference, else nothing; with the
+    paired difference to the best and its p, by Holm over the column."""
+    methods = study.methods(model)
+    values = {m: comparisons.accuracy(study, model, m, of, "prompt_strict").value for m in methods}
+    known = [m for m in methods if values[m] == values[m]]
+    if not known:
+        return {}
+    best = max(known, key=lambda method: values[method])
+    others = [m for m in known if m != best]
+    gaps = [comparisons.difference(study, model, m, best, of, "prompt_strict") for m in others]
+    adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+    found = {best: (BEST, stats.EMPTY, stats.NAN)}
+    for method, gap, p in zip(others, gaps, adjusted, strict=True):
+        found[method] = ("" if p < 1 - study.claims.confidence else TIE, gap, p)
+    return found
+
+
+def table10(study: Study) -> Table:
+    """Methods in the order of the paper's tables."""
+    evaluations = comparisons.evaluations(study)
+    records: list[dict[str, Any]] = []
+    sections = []
+    for model, title in study.models.items():
+        marked = {of: marks(study, model, of) for of in evaluations}
+        rows: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in (BEFORE, *SECTIONS, OTHERS)}
+        for method in study.methods(model):
+            cells = []
+            for of in evaluations:
+                estimate = comparisons.accuracy(study, model, method, of, "prompt_strict")
+                mark, gap, p = marked[of].get(method, ("", stats.EMPTY, stats.NAN))
+                cells.append(f"{BOLD}{percent(estimate)}{BOLD}" if mark else percent(estimate))
+                records.append(
+                    {"model": model, "method": method, "label": study.label(method), "task": of.task, "group": of.group}
+                    | {"num_seeds": len(study.evaluations(model, method)), "num_prompts": estimate.n}
+                    | fields(estimate, "prompt_strict")
+                    | {"mark": mark}
+                    | {"minus_best": traced(gap.value, gap, ""), "minus_best_p_holm": traced(p, gap, "_p_holm")}
+                )
+            seeds = str(len(study.evaluations(model, method))) if method != BASE else "—"
+            rows[section_of(method)].append((study.label(method), seeds, *cells))
+        prefix = f"{title}: " if len(study.models) > 1 else ""
+        sections += [(f"{prefix}{heading}", tuple(found)) for heading, found in rows.items() if found]
+    columns = ("Method", "Seeds", *(f"{of.title}, %" for of in evaluations))
+    notes = (
+        interval_note(study),
+        f"Prompt strict accuracy. Bold: the best of a column, and all that a paired test against it does not tell apart"
+        f" (Holm over the column at {study.claims.confidence:.0%}).",
+    )
+    blocks = [Block(columns, tuple(sections))]
+    return make_table(10, "Methods in the order of the paper's tables", blocks, records, notes)
