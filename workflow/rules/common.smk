@@ -34,8 +34,8 @@ try:
     SETTINGS = study_workflow.read_settings(config)
     if SETTINGS.source == "released":
         SCALE = "laptop" if SETTINGS.scale == "auto" else SETTINGS.scale
-        ROOT, OUTPUT = f"{SETTINGS.results}/released/{SCALE}", f"{SETTINGS.results}/rebuilt/{SCALE}"
-        INDEX = study_workflow.read_released(Path(ROOT))
+        FOLDER, INDEX = study_workflow.find_released_study(SETTINGS.results, SCALE)
+        ROOT, OUTPUT = str(FOLDER), f"{SETTINGS.results}/rebuilt/{FOLDER.name}"
     else:
         SCALE, NOTE = study_workflow.choose_scale(SETTINGS)
         TARGET = study_workflow.chosen_target(sys.argv[1:])

@@ -1,4 +1,4 @@
-# Training: one rule for every stage of every method, and the same one with priority for the longest runs.
+# Training: one rule for every stage of every method, and the same one with priority for runs that others wait for.
 
 
 RANKS = f"--ranks {MACHINE.ranks} --nodes {MACHINE.nodes}"
@@ -38,18 +38,20 @@ rule train:
         "2>&1 | logged {log:q}"
 
 
-# Runs whose every rollout is scored and trained on take the longest: begun first, so that no core is idle at the end.
-LONGEST = "|".join(
+# Begun first, so that no core is idle at the end: runs that others go on from, and those whose every rollout is scored
+# and trained on, which take the longest.
+PARENTS = {run.parent.directory for run in PLANS[TARGET].runs if run.parent}
+FIRST = "|".join(
     re.escape(str(run.directory.relative_to(f"{ROOT}/runs")))
     for run in PLANS[TARGET].runs
-    if run.config["path"][-1]["lambda_adv"] and run.directory.is_relative_to(ROOT)
+    if (run.config["path"][-1]["lambda_adv"] or run.directory in PARENTS) and run.directory.is_relative_to(ROOT)
 )
 
-if LONGEST:
+if FIRST:
 
-    use rule train as train_longest with:
+    use rule train as train_first with:
         wildcard_constraints:
-            name=LONGEST,
+            name=FIRST,
         priority: 2
 
-    ruleorder: train_longest > train
+    ruleorder: train_first > train
