@@ -262,8 +262,12 @@ def _sources(config: dict[str, Any]) -> list[dict[str, str]]:
         what = f"{name}: the first of up to {teacher['num_samples']} answers that passes every verifier"
         licence = _licence(name)
     rows.append({"part": "Teacher", "what": what, "licence": licence})
-    if judge.get("kind", "features") == "features":
-        what, licence = f"head over layer {judge['layer']} of the frozen base model, fixed during training", own
+    kind = judge.get("kind", "features")
+    if kind == "control":
+        what, licence = f"a control that reads {judge['reads']} alone", own
+    elif kind == "features":
+        trained = "trained on with the policy" if judge.get("cotrained_prompts") else "fixed during training"
+        what, licence = f"head over layer {judge['layer']} of the frozen base model, {trained}", own
     else:
         what, licence = f"{judge['location']}, fixed", _licence(judge["location"])
     rows.append({"part": "Discriminator", "what": what, "licence": licence})

@@ -20,10 +20,10 @@ from uniapl.workflow import study_of, target_values
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STAGES: dict[str, Any] = {
-    "data": data.main, "models": models.main, "demonstrations": teachers.main, "discriminator": discriminator.main,
+    "data": data.make_data, "models": models.main, "demonstrations": teachers.main, "discriminator": discriminator.main,
     "runs": train.main,
 }  # fmt: skip
-ABLATIONS = ("adversarial_as", "discriminator", "switch")
+ABLATIONS = ("discriminator", "rollouts", "switch")
 
 
 def make(artifact: Artifact, root: Path) -> None:
@@ -59,7 +59,7 @@ def test_every_method_of_the_matrix_is_trained(trained: Plan) -> None:
     assert {path.rpartition(".")[2] for path in main} == set(available("methods"))
     for path, run in main.items():
         assert read_manifest(run.directory)["cumulative_steps"] == sum(s["steps"] for s in run.config["path"]), path
-        assert all(row["grad/norm"] > 0 for row in rows(run)), path
+        assert any(row["grad/norm"] > 0 for row in rows(run)), path  # a step whose groups are all flat has none
 
 
 def test_methods_differ_in_the_terms_that_they_train_on(trained: Plan) -> None:
