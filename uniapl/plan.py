@@ -224,10 +224,10 @@ def _add_run(learning: _Learning, path: tuple[str, ...], seed: int) -> Run:
 def _add_evaluation(
     plan: Plan, main: _Learning, run: Run | None, label: str, seed: int, *, variant: str = "main"
 ) -> None:
-    """All tasks on a run, or on the base model; always held against the study's own teacher."""
+    """The tasks on a run, or on the base model; always held against the study's own teacher."""
     model = main.model.name
     identity = content_hash(run.config) if run else plan.models[model].directory.name
-    config = main.taught | {"evaluation": plan.study.evaluation.model_dump(mode="json"), "of": identity}
+    config = main.taught | {"evaluation": plan.study.evaluation.of(variant).model_dump(mode="json"), "of": identity}
     directory = plan.root / "evaluations" / model / label / f"{variant}-{content_hash(config)}" / f"seed{seed}"
     evaluation = Evaluation(directory, config, model, run, label, variant, seed)
     if evaluation not in plan.evaluations:

@@ -147,14 +147,19 @@ def target_values(target: str) -> dict[str, Any]:
 
 
 def study_of(scale: str, target: str, overrides: dict[str, Any]) -> Study:
-    """A target's study. Those that choose between variants are evaluated on the development prompts too."""
+    """A target's study.
+
+    Those that choose between variants are evaluated on the development prompts too, and their variants on no more than
+    choices and claims are made on: these, the held-out prompts and `claims.evaluation`.
+    """
     study = load_study(scale, merge(target_values(target), overrides))
-    tasks = study.evaluation.tasks
-    if target == "all" or "development" in tasks:
+    if target == "all":
         return study
-    return study.model_copy(
-        update={"evaluation": study.evaluation.model_copy(update={"tasks": ("development", *tasks)})}
-    )
+    tasks = tuple(dict.fromkeys(("development", *study.evaluation.tasks)))
+    decided = {"development", "heldout", study.claims.evaluation}
+    variants = study.evaluation.variant_tasks or tuple(task for task in tasks if task in decided)
+    evaluation = study.evaluation.model_copy(update={"tasks": tasks, "variant_tasks": variants})
+    return study.model_copy(update={"evaluation": evaluation})
 
 
 def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
@@ -170,7 +175,7 @@ def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         plan = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
-        folders = [settings.results / "released" / name for name in (f"{scale}-matrix", scale)]
+        folders = released_folders(settings.results, scale)
         plans[planned] = with_released(plan, folders) if settings.source == "released+local" else plan
     return plans
 
@@ -219,12 +224,18 @@ def check_tracking(plan: Plan) -> None:
         raise ConfigError(lacking)
 
 
-def read_released(root: Path) -> dict[str, Any]:
-    """The index of released results. Raise ConfigError where this scale has none."""
-    path = root / "study.json"
-    if not path.exists():
-        raise ConfigError(f"{path} is missing: no results of this scale were released; remove source=released")
-    return json.loads(path.read_text(encoding="utf-8"))
+def released_folders(results: Path, scale: str) -> list[Path]:
+    """Where results of a scale are released: of its matrix, which has more, then of the study alone."""
+    return [results / "released" / name for name in (f"{scale}-matrix", scale)]
+
+
+def find_released_study(results: Path, scale: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of released results and its index. Raise ConfigError where this scale has none."""
+    found = next((f for f in released_folders(results, scale) if (f / "study.json").is_file()), None)
+    if found is None:
+        missing = released_folders(results, scale)[-1] / "study.json"
+        raise ConfigError(f"{missing} is missing: no results of this scale were released; remove source=released")
+    return found, json.loads((found / "study.json").read_text(encoding="utf-8"))
 
 
 def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:

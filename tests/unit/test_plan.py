@@ -12,7 +12,7 @@ from uniapl.config import ConfigError
 from uniapl.layers import available, load_references, load_study
 from uniapl.plan import Plan, Run, in_share, make_plan, stage_of_path, study_index, write_configs
 from uniapl.provenance import content_hash, read_config
-from uniapl.workflow import upstream
+from uniapl.workflow import study_of, upstream
 
 
 def plan_of(root: Path, **overrides: Any) -> Plan:
@@ -115,6 +115,17 @@ def test_an_ablations_variants_are_runs_of_their_own_per_seed(tmp_path: Path) ->
     assert variants == {("main", 0), ("main", 1), ("main", 2)} | {(name, seed) for name in names for seed in (0, 1)}
     assert run_of(plan, "uniapl", "adversarial_as.reward").config["path"][0]["adversarial_as"] == "reward"
     assert len({r.directory for r in plan.runs}) == 3 + 6 * 2
+
+
+def test_variants_are_evaluated_on_what_choices_and_claims_are_made_on(tmp_path: Path) -> None:
+    study = study_of("smoke", "ablation_lambda_adv", {"models": ["tiny_qwen3"]})
+    plan = make_plan(study, tmp_path, sampler="hf", compute="float32")
+    asked = {(e.variant == "main", tuple(e.config["evaluation"]["tasks"])) for e in plan.evaluations}
+    assert asked == {(True, ("development", "heldout", "ifbench")), (False, ("development", "heldout"))}
+    alone = study.evaluation.model_copy(update={"variant_tasks": None})
+    same = make_plan(study.model_copy(update={"evaluation": alone}), tmp_path, sampler="hf", compute="float32")
+    main = {e.directory for e in plan.evaluations if e.variant == "main"}
+    assert main == {e.directory for e in same.evaluations if e.variant == "main"}, "its hash is not touched"
 
 
 def test_single_methods_may_have_more_seeds(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
 from uniapl.released import describe, with_released
+from uniapl.workflow import find_released_study
 
 
 def a_plan(root: Path, **values: Any) -> Plan:
@@ -32,6 +34,15 @@ def made(plan: Plan) -> set[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "released" / "smoke"
+
+
+def test_of_released_results_the_matrix_is_read_where_there_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"released/laptop/study\.json is missing"):
+        find_released_study(tmp_path, "laptop")
+    for name in ("laptop", "laptop-matrix"):
+        (tmp_path / "released" / name).mkdir(parents=True)
+        (tmp_path / "released" / name / "study.json").write_text(f'{{"of": "{name}"}}')
+        assert find_released_study(tmp_path, "laptop") == (tmp_path / "released" / name, {"of": name})
 
 
 def test_a_study_that_was_released_whole_makes_nothing(tmp_path: Path, folder: Path) -> None:

@@ -91,6 +91,24 @@ def test_two_models_and_ablations_are_shown(tmp_path: Path, study_builder: Build
     assert "No log of held-out evaluations" in page
 
 
+def test_the_page_prints_each_methods_loss_with_its_numbers_and_what_was_not_run(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    index = study_builder(tmp_path, methods=("sft", "grpo", "sft.grpo", "uniapl"))
+    page = page_of(tmp_path)
+    for said in (
+        "0.9 L_grpo / N_grpo + 0.1 L_sft / N_sft + 0.2 L_adv / N_adv",
+        "1 L_sft / N_sft",
+        "</span> at laptop scale",
+    ):
+        assert said in page, said
+    assert 'id="not-run"' not in page
+    missing = {"model": "smollm2_135m", "method": "uniapl", "variant": "lambda_adv.5"}
+    index["not_run"] = [missing | {"seed": seed} for seed in (0, 1)]
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    assert "<li>model smollm2_135m, UniAPL, lambda_adv.5: seeds 0, 1</li>" in page_of(tmp_path)
+
+
 def test_the_same_study_gives_the_same_page(tmp_path: Path, study_builder: Builder) -> None:
     study_builder(tmp_path, methods=("grpo",))
     first = page_of(tmp_path)

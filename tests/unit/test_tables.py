@@ -218,6 +218,7 @@ def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> N
     found = verdicts(tmp_path / "worse")
     assert (found["C7"], found["C8"]) == ("not supported", "not supported")
     tables.main(tmp_path / "better", tmp_path / "tables")
+    assert "| supported at laptop scale |" in (tmp_path / "tables/table2.md").read_text()
     by_variant = {r["variant"]: float(r["prompt_strict"]) for r in records(tmp_path / "tables", 6)}
     assert by_variant == {
         "adversarial_as.loss": 0.9,
@@ -225,6 +226,18 @@ def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> N
         "lambda_adv.0": 0.75,
         "lambda_adv.5": 0.1,
     }
+
+
+def test_a_variant_may_have_been_asked_fewer_tasks(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, variants={"lambda_adv.5": 2})
+    directory = tmp_path / next(e["directory"] for e in index["evaluations"] if e["variant"] != "main")
+    (directory / "ifbench.jsonl").unlink()
+    manifest = json.loads((directory / "manifest.json").read_text())
+    del manifest["tasks"]["ifbench"]
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    study = read_study(tmp_path)
+    assert set(study.answers.loc[study.answers["variant"] != "main", "task"]) == {"heldout"}
+    assert [row["variant"] for row in tables.table6(study).records] == ["lambda_adv.5"]
 
 
 def test_c7_compares_the_best_weight_of_each_way(tmp_path: Path, study_builder: Builder) -> None:

@@ -146,7 +146,7 @@ def read_study(root: Path) -> Study:
         directory, identity = entry["directory"], _identity(entry, entry["method"])
         manifests[directory] = manifest = _read_manifest(root, directory)
         for task in index["tasks"]:
-            if task in RECORD_TASKS:
+            if task in RECORD_TASKS and task in manifest["tasks"]:  # variants have fewer
                 answers += _read_answers(root / directory / f"{task}.jsonl", manifest, task, identity)
         expert += _read_expert(root / directory / "expert.jsonl", identity)
         results_file = root / directory / "results.json"

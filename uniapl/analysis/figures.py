@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from uniapl.analysis import comparisons
+from uniapl.analysis import comparisons, stats
 from uniapl.analysis.ablation_figures import figure8, figure9
 from uniapl.analysis.collect import Study, common, expert_values, read_study, values
 from uniapl.analysis.curves import figure3, figure7
@@ -134,9 +134,9 @@ def _densities(study: Study, model: str, axes: list[Axes], column: str) -> None:
         shown = colour(method, methods)
         density(ax, expert.hits_SP, points, EXPERT_COLOUR, filled=True)
         density(ax, answers.hits_SP, points, shown, filled=False)
-        wasserstein, _ = comparisons.distances(study, model, method, column)
+        wasserstein = stats.wasserstein(answers.hits_SP, expert.hits_SP)
         title = short_label(method, study.index["stages"]).replace(", ", ",\n").replace(" → ", " →\n")
-        detail = f"W = {plain_number(wasserstein.value, 2)}" if math.isfinite(wasserstein.value) else ""
+        detail = f"W = {plain_number(wasserstein, 2)}" if math.isfinite(wasserstein) else ""
         panel_title(ax, title if column == "logprob_base" else "", detail, shown)
         ax.set_xlim(points[0], points[-1])
         ax.set_yticks([])

@@ -310,6 +310,13 @@ def gap(values_SP: np.ndarray, expert_SP: np.ndarray, grid: np.ndarray | None = 
     return Gap(below_SPG, np.append(np.diff(grid), 0.0))
 
 
+def wasserstein(values_SP: np.ndarray, expert_SP: np.ndarray) -> float:
+    """Wasserstein-1 distance to the expert's distribution, all prompts and seeds once; NaN where there are none."""
+    if not values_SP.size:
+        return NAN
+    return float(gap(values_SP, expert_SP).distances(_all_once(*values_SP.shape))[0][0])
+
+
 def distances(values_SP: np.ndarray, expert_SP: np.ndarray, *, draws: Resampling) -> tuple[Estimate, Estimate]:
     """Wasserstein-1 and Kolmogorov-Smirnov distance to the expert's distribution; intervals resample prompts."""
     S, P = values_SP.shape

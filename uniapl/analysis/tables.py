@@ -32,7 +32,7 @@ from uniapl.analysis.cells import (
     points,
     traced,
 )
-from uniapl.analysis.claims import findings
+from uniapl.analysis.claims import NOT_RUN, findings
 from uniapl.analysis.collect import MAIN, Study, read_study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.costs import path_costs, table11
@@ -136,7 +136,9 @@ def table2(study: Study) -> Table:
     for row in findings(study):
         adjusted = f"; Holm {p_value(row.p_holm)}" if math.isfinite(row.p_holm) else ""
         title = study.models.get(row.model, row.model)
-        shown = row.verdict + (f": {row.reason}" if row.reason else "")
+        scale = study.index["scale"]
+        where = f" at {scale} scale" if scale != "paper" and row.verdict != NOT_RUN else ""
+        shown = row.verdict + where + (f": {row.reason}" if row.reason else "")
         rows.append(
             (
                 row.claim,

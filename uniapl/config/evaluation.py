@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from uniapl.config.base import Count, Positive, Spec
+from uniapl.config.base import Count, Positive, Spec, later
 
 
 class BenchmarkSpec(Spec):
@@ -45,11 +45,17 @@ class EvalSpec(Spec):
     tasks: tuple[str, ...] = Field(
         ("heldout", "ifbench"), description="Tasks of uniapl/tasks or any lm-eval task name."
     )
+    variant_tasks: tuple[str, ...] | None = later(None, description="Those of an ablation's variants; all, if none.")
     ifbench_max_new_tokens: Positive = Field(128, description="IFBench's own cap.")
     limit: Positive | None = Field(None, description="Only the first n questions of each task, for trials.")
     benchmarks: dict[str, BenchmarkSpec] = Field(
         {}, description="Where the data of evaluated benchmarks lie: config/evals, and what a study changes of it."
     )
+
+    def of(self, variant: str) -> EvalSpec:
+        """What is asked of a main run (`main`) or of an ablation's variant."""
+        fewer = variant != "main" and self.variant_tasks is not None
+        return self.model_copy(update={"tasks": self.variant_tasks if fewer else self.tasks, "variant_tasks": None})
 
 
 class ReferenceSpec(Spec):

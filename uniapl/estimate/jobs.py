@@ -264,7 +264,11 @@ def evaluations_of(plan: Plan, networks: dict[str, Networks], lengths: Lengths) 
         (
             one.model,
             evaluation_work(
-                networks[one.model].own, study.evaluation, study.data, is_base=one.run is None, lengths=lengths
+                networks[one.model].own,
+                study.evaluation.of(one.variant),
+                study.data,
+                is_base=one.run is None,
+                lengths=lengths,
             ),
         )
         for one in plan.evaluations

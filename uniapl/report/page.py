@@ -158,7 +158,7 @@ def _cell(text: str) -> Markup:
         below = Markup('<br><span class="faint">{}</span>').format(p) if p else Markup("")
         return Markup('{}&nbsp;<span class="faint">{}</span>{}').format(value, interval, below)
     for verdict in VERDICTS:
-        if text == verdict or text.startswith(f"{verdict}: "):
+        if text == verdict or text.startswith((f"{verdict}: ", f"{verdict} at ")):
             rest = text.removeprefix(verdict)
             return Markup('<span class="verdict {}">{}</span>{}').format(verdict.replace(" ", "-"), verdict, rest)
     return escape(text)
