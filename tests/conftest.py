@@ -11,6 +11,8 @@ import pytest
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
     os.environ[name] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # files side by side: threads of one would wait, spinning, for the other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _sendable(part: object) -> object:

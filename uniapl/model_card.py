@@ -61,8 +61,9 @@ class Evaluated:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What evaluations of different models by the same measures have in common."""
-        return {key: value for key, value in self.config.items() if key != "of"}
+        """What evaluations of different models by the same measures have in common; but for the tasks."""
+        evaluation = {key: value for key, value in self.config["evaluation"].items() if key != "tasks"}
+        return {key: value for key, value in self.config.items() if key != "of"} | {"evaluation": evaluation}
 
 
 @dataclass(frozen=True)
@@ -301,8 +302,8 @@ def scores_of(evaluated: Evaluated) -> list[Score]:
 
 def _evaluation(evaluated: Evaluated, base: list[Evaluated]) -> dict[str, Any]:
     """One evaluation's part of the card, the base model's scores of the same measures beside."""
-    same = next((one for one in base if one.identity == evaluated.identity), None)
-    of_base = {(score.task, score.metric): score.shown for score in scores_of(same)} if same else {}
+    same = [one for one in base if one.identity == evaluated.identity]
+    of_base = {(score.task, score.metric): score.shown for one in same for score in scores_of(one)}
     rows = [
         {
             "task": _title(score.task), "measure": MEASURES.get(score.metric, score.metric), "shown": score.shown,

@@ -52,6 +52,7 @@ class Settings:
     source: str
     results: Path
     accept_missing: bool
+    released: str | None
     overrides: dict[str, Any]
 
 
@@ -64,6 +65,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
     source = str(overrides.pop("source", "run"))
     results = Path(str(overrides.pop("results", "results")))
+    released = overrides.pop("released", None)
     accepted = str(overrides.pop("accept_missing", False)).lower()
     if accepted not in ("true", "false"):
         raise ConfigError(f"--config: accept_missing = {accepted!r}: give true or false")
@@ -72,8 +74,12 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     if source not in SOURCES:
         raise ConfigError(f"--config: source = {source!r}: unknown; known: {', '.join(SOURCES)}")
     if source == "released" and overrides:
-        raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
-    return Settings(scale, source, results, accepted == "true", overrides)
+        raise ConfigError(
+            f"--config: {sorted(overrides)[0]}: source=released takes only scale, released and results; remove it"
+        )
+    if released is not None and (source != "released" or Path(str(released)).name != str(released)):
+        raise ConfigError(f"--config: released = {released!r}: with source=released, a folder of {results}/released")
+    return Settings(scale, source, results, accepted == "true", released, overrides)
 
 
 def missing_here(study: Study) -> list[str]:
@@ -157,7 +163,8 @@ def study_of(scale: str, target: str, overrides: dict[str, Any]) -> Study:
         return study
     tasks = tuple(dict.fromkeys(("development", *study.evaluation.tasks)))
     decided = {"development", "heldout", study.claims.evaluation}
-    variants = study.evaluation.variant_tasks or tuple(task for task in tasks if task in decided)
+    wanted = decided if study.evaluation.variant_tasks is None else {"development", *study.evaluation.variant_tasks}
+    variants = tuple(task for task in tasks if task in wanted)
     evaluation = study.evaluation.model_copy(update={"tasks": tasks, "variant_tasks": variants})
     return study.model_copy(update={"evaluation": evaluation})
 
@@ -225,17 +232,16 @@ def check_tracking(plan: Plan) -> None:
 
 
 def released_folders(results: Path, scale: str) -> list[Path]:
-    """Where results of a scale are released: of its matrix, which has more, then of the study alone."""
+    """Where `released+local` looks: results of the scale's matrix, then of the study alone."""
     return [results / "released" / name for name in (f"{scale}-matrix", scale)]
 
 
-def find_released_study(results: Path, scale: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of released results and its index. Raise ConfigError where this scale has none."""
-    found = next((f for f in released_folders(results, scale) if (f / "study.json").is_file()), None)
-    if found is None:
-        missing = released_folders(results, scale)[-1] / "study.json"
-        raise ConfigError(f"{missing} is missing: no results of this scale were released; remove source=released")
-    return found, json.loads((found / "study.json").read_text(encoding="utf-8"))
+def read_released(root: Path) -> dict[str, Any]:
+    """The index of released results. Raise ConfigError where there are none."""
+    path = root / "study.json"
+    if not path.exists():
+        raise ConfigError(f"{path} is missing: no results of this name were released; remove source=released")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -165,6 +166,12 @@ def _evaluate(
     _jsonl(root / directory / "expert.jsonl", expert)
     _json(root / directory / "results.json", {"results": (results or {}).get(method, {})})
     _json(root / directory / "manifest.json", PROVENANCE | {"tasks": counts})
+
+
+def records(directory: Path, number: int) -> list[dict[str, str]]:
+    """Rows of a table's csv."""
+    with open(directory / f"table{number}.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture

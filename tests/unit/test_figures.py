@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_the_share_cut_stands_under_figure_1(tmp_path: Path, study_builder: Buil
     assert "cut at 40 tokens; share cut: Base 15.0%, GRPO 0.0%, expert 0.0%" in caption  # 3 of 20
 
 
-@pytest.mark.parametrize("tasks", [("ifbench",), ("heldout",)])
+@pytest.mark.parametrize("tasks", [("ifbench",), ("heldout",), ("gsm8k",)])
 def test_figures_stand_without_a_task(tmp_path: Path, study_builder: Builder, tasks: tuple[str, ...]) -> None:
     index = study_builder(tmp_path, tasks=tasks, methods=("uniapl",))
     figures.main(tmp_path, tmp_path / "figures")
@@ -68,7 +69,7 @@ def test_figures_8_and_9_are_drawn_where_their_ablations_are(tmp_path: Path, stu
     index = study_builder(tmp_path, seeds=(0, 1), variants={"lambda_adv.5": 2, "lambda_adv.25": 1, "switch.early": 3})
     assert {"figure8_smollm2_135m.svg", "figure9_smollm2_135m.svg"} <= set(figure_files(index))
     figures.main(tmp_path, tmp_path / "figures")
-    assert "the one in brackets the main run's" in (tmp_path / "figures/figure8_smollm2_135m.txt").read_text()
+    assert "In brackets the main run's" in (tmp_path / "figures/figure8_smollm2_135m.txt").read_text()
     assert "figure8_tiny.svg" not in figure_files(study_builder(tmp_path / "without", models=("tiny",)))
 
 
@@ -79,6 +80,17 @@ def test_the_weight_of_the_main_run_stands_in_brackets_among_the_others(tmp_path
     assert [label.get_text() for label in axes.get_xticklabels()] == ["(0.2)", "5", "25"]
     accuracies = drawn.axes[0].lines[0].get_ydata()
     assert [round(float(y)) for y in accuracies] == [80, 10, 5]
+
+
+def test_a_scheduled_weight_has_no_place_among_the_others(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, methods=("grpo", "uniapl"), variants={"lambda_adv.5": 2})
+    run = next(r for r in index["runs"] if (r["path"], r["variant"]) == (["uniapl"], "main"))
+    path = tmp_path / run["directory"] / "config.json"
+    config = json.loads(path.read_text())
+    config["path"][0]["lambda_adv"] = {"peak": 0.3, "valley": 0.3, "warmup_steps": 1, "decay_steps": 0}
+    path.write_text(json.dumps(config))
+    drawn, _ = figures.FIGURES[8](read_study(tmp_path), "smollm2_135m")
+    assert [label.get_text() for label in drawn.axes[2].get_xticklabels()] == ["5"]
 
 
 def test_cost_is_counted_in_operations_of_the_weights(tmp_path: Path, study_builder: Builder) -> None:

@@ -23,6 +23,7 @@ def make(root: Path) -> Path:
         (root / index["data"] / f"{split}.jsonl").write_text(json.dumps({"id": f"{split}-0", "text": "Say it."}) + "\n")
     for directory in (*index["demonstrations"].values(), *index["discriminators"].values()):
         (root / directory / "config.json").write_text("{}")
+    (root / index["data"] / "config.json").write_text('{"data": {"autoif": null}}')
     for name in ("demonstrations.jsonl", "samples.jsonl"):
         (root / index["demonstrations"]["smollm2_135m"] / name).write_text("{}\n")
     (root / index["discriminators"]["smollm2_135m"] / "head.safetensors").write_bytes(b"head")
@@ -46,10 +47,15 @@ def test_stages_find_demonstrations_and_discriminators_in_an_unpacked_kit(tmp_pa
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert "runs/smollm2_135m/grpo/main-00000000/seed0/config.json" in files
     assert not any(name.endswith(("heldout.jsonl", "metrics.jsonl")) for name in files), "no results, no prompts"
+    assert "study.json" not in files, "it would pass for a release"
 
 
 def test_a_kit_lacks_nothing(tmp_path: Path) -> None:
     root = make(tmp_path / "laptop")
+    (root / "data/00000000/config.json").write_text('{"data": {"autoif": {"items": null}}}')
+    with pytest.raises(ValueError, match="the teacher wrote AutoIF's prompts"):
+        contents(root, REPOSITORY)
+    (root / "data/00000000/config.json").write_text('{"data": {"autoif": {"items": "a.jsonl"}}}')
     (root / "data/00000000/train.jsonl").unlink()
     with pytest.raises(ValueError, match=r"train\.jsonl is missing; make the study here first"):
         contents(root, REPOSITORY)

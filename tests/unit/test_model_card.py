@@ -10,8 +10,9 @@ from huggingface_hub import ModelCard
 
 from tests.unit.test_evaluate import RUN_MANIFEST
 from uniapl.layers import load_study
-from uniapl.model_card import render
+from uniapl.model_card import MEASURES, Evaluated, render
 from uniapl.plan import make_plan
+from uniapl.workflow import study_of
 
 
 def card_of(scale: str, path: str, **overrides: Any) -> tuple[dict[str, Any], str]:
@@ -40,6 +41,24 @@ def test_a_card_of_the_papers_scale_names_models_data_and_licences() -> None:
     assert card["datasets"] == ["allenai/IF_multi_constraints_upto5"]
     assert "counts of the prompts: [data_card.md](data_card.md)." in text
     assert "model-index" not in card
+
+
+def test_a_variants_scores_stand_beside_the_base_models_though_it_was_asked_fewer_tasks(tmp_path: Path) -> None:
+    study = study_of("smoke", "ablation_lambda_adv", {"models": ["tiny_qwen3"]})
+    plan = make_plan(study, tmp_path, sampler="hf", compute="float32")
+
+    def evaluated(variant: str, *, base: bool, score: float) -> Evaluated:
+        one = next(e for e in plan.evaluations if e.variant == variant and (e.run is None) == base)
+        summary = {"num_prompts": 8, "not_computed": 0} | dict.fromkeys(MEASURES, score)
+        tasks = {task: summary for task in one.config["evaluation"]["tasks"]}
+        return Evaluated(one.directory, one.config, RUN_MANIFEST | {"tasks": tasks, "config_hash": "01234567"})
+
+    run = next(run for run in plan.runs if run.variant == "lambda_adv.5")
+    own, base = evaluated("lambda_adv.5", base=False, score=0.5), evaluated("main", base=True, score=0.25)
+    text = render(run.config, RUN_MANIFEST | {"config_hash": "01234567"}, [own], [base], data_card=True)
+    rows = [line for line in text.splitlines() if "50.0%" in line]
+    assert len(rows) == 2 * len(MEASURES)
+    assert all("| 25.0% |" in row for row in rows)
 
 
 def test_a_card_says_what_its_numbers_cannot_say() -> None:

@@ -11,7 +11,7 @@ from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
 from uniapl.released import describe, with_released
-from uniapl.workflow import find_released_study
+from uniapl.workflow import read_released, read_settings
 
 
 def a_plan(root: Path, **values: Any) -> Plan:
@@ -36,13 +36,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "released" / "smoke"
 
 
-def test_of_released_results_the_matrix_is_read_where_there_is_one(tmp_path: Path) -> None:
+def test_a_released_study_is_named_by_its_folder_and_only_to_be_read(tmp_path: Path) -> None:
+    assert read_settings({"source": "released", "released": "laptop-matrix"}).released == "laptop-matrix"
+    assert read_settings({"source": "released"}).released is None
+    for wrong in ({"released": "laptop-matrix"}, {"source": "released", "released": "../elsewhere"}):
+        with pytest.raises(ConfigError, match="with source=released, a folder of results/released"):
+            read_settings(wrong)
     with pytest.raises(ConfigError, match=r"released/laptop/study\.json is missing"):
-        find_released_study(tmp_path, "laptop")
-    for name in ("laptop", "laptop-matrix"):
-        (tmp_path / "released" / name).mkdir(parents=True)
-        (tmp_path / "released" / name / "study.json").write_text(f'{{"of": "{name}"}}')
-        assert find_released_study(tmp_path, "laptop") == (tmp_path / "released" / name, {"of": name})
+        read_released(tmp_path / "released" / "laptop")
 
 
 def test_a_study_that_was_released_whole_makes_nothing(tmp_path: Path, folder: Path) -> None:

@@ -11,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from uniapl.analysis import comparisons
-from uniapl.analysis.ablations import judged_on
 from uniapl.analysis.claims import lambda_variants
-from uniapl.analysis.collect import MAIN, Study, rows_of, run_config, seed_curves
+from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
 from uniapl.analysis.drawing import WIDTH_INCHES, finish
 from uniapl.analysis.labels import UNIAPL, colour
 from uniapl.analysis.outputs import SWITCH
@@ -25,15 +24,17 @@ SEED_DOTS = {"marker": "o", "linestyle": "", "markersize": 3.0, "markerfacecolor
 
 
 def figure8(study: Study, model: str) -> tuple[Figure, str]:
-    """Accuracy, entropy, diversity and distance to the expert by the weight of the adversarial term."""
+    """Accuracy, entropy, diversity and length by the weight of the adversarial term."""
     sides: dict[float, Side] = {}
     if study.evaluations(model, WITHOUT):
         sides[0.0] = (WITHOUT, MAIN)
     for run in rows_of(study.runs, model, UNIAPL)["directory"][:1]:
-        sides[float(run_config(study, run)["path"][-1]["lambda_adv"])] = (UNIAPL, MAIN)
+        weight = run_config(study, run)["path"][-1]["lambda_adv"]
+        if isinstance(weight, (int, float)):  # no schedule
+            sides[float(weight)] = (UNIAPL, MAIN)
     sides |= {weight: (UNIAPL, variant) for weight, variant in lambda_variants(study, model).items()}
     sides = dict(sorted(sides.items()))
-    of = judged_on(study)
+    of = comparisons.chosen_on(study)
     shown: dict[str, Callable[[Side], list[float]]] = {
         f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
         "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
@@ -43,19 +44,19 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
     figure, grid = plt.subplots(2, 2, figsize=(WIDTH_INCHES, 3.8), sharex=True, layout="constrained")
     for ax, (title, numbers) in zip(grid.ravel(), shown.items(), strict=True):
         _by_seed(ax, [numbers(side) for side in sides.values()], colour(UNIAPL, study.methods(model)), title)
-        ax.set_xticks(range(len(sides)), [_weight(study, weight, side) for weight, side in sides.items()])
+        ax.set_xticks(range(len(sides)), [_weight(weight, side) for weight, side in sides.items()])
     for ax in grid[1]:
         ax.set_xlabel("Weight of the adversarial term")
     caption = (
         f"Figure 8. The weight lambda_adv of the adversarial term ({study.models[model]}; places are equally far apart,"
-        " weights are not): line, mean over seeds; circles, seeds. Weight 0 is CHORD-mu, the one in brackets the main"
-        f" run's. Accuracy and length: {of.title.lower()} prompts; entropy and distinct bigrams (a share of all, in the"
-        " rollouts of a prompt): last step of training."
+        " weights are not): line, mean over seeds; circles, seeds. In brackets the main run's; 0, where it is there,"
+        f" is CHORD-mu. Accuracy and length: {of.title.lower()} prompts; entropy and distinct bigrams (a share of all,"
+        " in the rollouts of a prompt): last step of training."
     )
     return figure, caption
 
 
-def _weight(study: Study, weight: float, side: Side) -> str:
+def _weight(weight: float, side: Side) -> str:
     return f"({weight:g})" if side == (UNIAPL, MAIN) else f"{weight:g}"
 
 
@@ -65,7 +66,7 @@ def figure9(study: Study, model: str) -> tuple[Figure, str]:
     variants = [MAIN, *(variant for variant in tried if variant.startswith(SWITCH))]
     shares = {_switch_share(study, model, variant): variant for variant in variants}
     shares = dict(sorted((share, variant) for share, variant in shares.items() if math.isfinite(share)))
-    of = judged_on(study)
+    of = comparisons.chosen_on(study)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.3), layout="constrained")
     line = colour(STAGED, study.methods(model))
     numbers = [_accuracies(study, model, (STAGED, variant)) for variant in shares.values()]
@@ -95,19 +96,24 @@ def _switch_share(study: Study, model: str, variant: str) -> float:
 def _accuracies(study: Study, model: str, side: Side) -> list[float]:
     """Percent, by seed."""
     method, variant = side
-    found = comparisons.seed_accuracies(study, model, method, judged_on(study), variant=variant)
+    found = comparisons.seed_accuracies(study, model, method, comparisons.chosen_on(study), variant=variant)
     return [100 * accuracy for accuracy in found]
 
 
 def _lengths(study: Study, model: str, side: Side) -> list[float]:
-    task = judged_on(study).task
+    task = comparisons.chosen_on(study).task
     found = comparisons.values(study, model, side[0], task=task, column="num_tokens", variant=side[1])
     return [float(row.mean()) for row in found.hits_SP if row.size]
 
 
 def _last(study: Study, model: str, side: Side, metric: str) -> list[float]:
-    curve = seed_curves(study, model, side[0], metric, variant=side[1])
-    return list(curve.values())[-1] if curve else []
+    """The last value of every seed that has one."""
+    method, variant = side
+    rows = rows_of(study.metrics, model, method, variant)
+    if metric not in rows:
+        return []
+    known = rows.loc[[value is not None for value in rows[metric]]]
+    return [float(found[metric].iloc[-1]) for _, found in known.groupby("seed")]
 
 
 def _by_seed(ax: Axes, numbers: list[list[float]], shown: str, title: str) -> None:

@@ -17,21 +17,13 @@ from uniapl.analysis.cells import (
     points,
 )
 from uniapl.analysis.collect import MAIN, Study, curve_of, rows_of
-from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import TASKS, plain_number
+from uniapl.analysis.labels import plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
 from uniapl.analysis.stats import Estimate
 
 EQUAL, WORSE, BETTER, UNDECIDED = "equal", "worse", "better", "undecided"
-
-
-def judged_on(study: Study) -> Evaluation:
-    """Ablations are compared on the development split where it was evaluated, else on the first task."""
-    if "development" in study.index["tasks"]:
-        return Evaluation("development", "all", TASKS["development"])
-    return comparisons.evaluations(study)[0]
 
 
 def against_margin(gap: Estimate, margin: float) -> str:
@@ -45,7 +37,7 @@ def against_margin(gap: Estimate, margin: float) -> str:
 
 def table6(study: Study) -> Table:
     """Ablations: every variant against the main run of the same method."""
-    of, margin = judged_on(study), study.claims.equivalence_points
+    of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
     records, rows = [], []
     variants = dict.fromkeys(
         (e["model"], e["method"], e["variant"]) for e in study.index["evaluations"] if e["variant"] != MAIN
@@ -116,7 +108,7 @@ def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[s
 
 def table9(study: Study) -> Table:
     """Each method taught by another expert against the same method taught by the study's own."""
-    of, margin = judged_on(study), study.claims.equivalence_points
+    of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
     records, rows = [], []
     for model in study.models:
         entries = [

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from scipy.stats import norm
 
 from uniapl.analysis import comparisons
-from uniapl.analysis.ablations import judged_on
 from uniapl.analysis.capability import general_score
 from uniapl.analysis.collect import MAIN, Study
-from uniapl.analysis.comparisons import COLUMNS, Evaluation
-from uniapl.analysis.labels import BASE, BASELINE, GROUPS, TASKS, UNIAPL, p_value, plain_number, with_interval
-from uniapl.analysis.outputs import general_tasks
+from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
+from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
+from uniapl.analysis.outputs import LAMBDA, general_tasks
 from uniapl.analysis.stats import EMPTY, POWER, Estimate, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
@@ -41,7 +40,6 @@ STATEMENTS = {
 }
 QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
 MATCHES = "with UniAPL, 0.6B matches"
-HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,6 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
     return replace(estimate, **scaled)
 
 
-def _judged_on(study: Study) -> Evaluation:
-    """What C1 to C4 are judged on: `claims.evaluation`."""
-    task = study.claims.evaluation
-    return HELDOUT if task == HELDOUT.task else Evaluation(task, "all", TASKS[task])
-
-
 def _prompts(of: Evaluation) -> str:
     return "held-out prompts" if of == HELDOUT else f"{of.title} prompts"
 
@@ -133,7 +125,7 @@ def _missing(study: Study, model: str, of: Evaluation, *methods: str) -> str:
 def _against_grpo(study: Study) -> Iterator[Finding]:
     """C1 and C2 on the paper's models, and the same comparison on every other model as its analogue."""
     tolerance = "the whole interval above 0"
-    of = _judged_on(study)
+    of = comparisons.claimed_on(study)
     paper_models = {prefix: claim for claim, (prefix, _) in QWEN_SIZES.items()}
     for claim, (prefix, title) in QWEN_SIZES.items():
         if not any(model.startswith(prefix) for model in study.index["models"]):
@@ -180,7 +172,7 @@ def _first_model(study: Study, prefix: str) -> str | None:
 
 def _against_published(study: Study, row: Finding) -> Finding:
     """UniAPL minus a published score. The interval is that of our accuracy alone: the other's is not published."""
-    of = _judged_on(study)
+    of = comparisons.claimed_on(study)
     compared = [one for one in (study.index.get("references") or {}).get("compared", ()) if one["claim"] == row.claim]
     published = next((one for one in compared if one["task"] == of.task), None)
     if reason := _missing(study, row.model, of, UNIAPL):
@@ -205,7 +197,7 @@ def _against_published(study: Study, row: Finding) -> Finding:
 
 def _against_larger(study: Study, row: Finding, larger: str | None) -> Finding:
     """UniAPL on the smaller model minus the larger base model of the same study, paired by prompt."""
-    of = _judged_on(study)
+    of = comparisons.claimed_on(study)
     if larger is None:
         return replace(row, reason="needs Qwen3-4B, which is not in this study")
     if reason := _missing(study, row.model, of, UNIAPL) or _missing(study, larger, of, BASE):
@@ -270,7 +262,7 @@ def _best(study: Study, model: str, way: str) -> str | None:
     found = [name for name in names if _has(study, model, UNIAPL, variant=name)]
     if not found:
         return None
-    split = judged_on(study)
+    split = comparisons.chosen_on(study)
     return max(
         found, key=lambda name: comparisons.accuracy(study, model, UNIAPL, split, "prompt_strict", variant=name).value
     )
@@ -282,23 +274,26 @@ def _loss_or_reward(study: Study, model: str) -> Finding:
     loss, reward = (_best(study, model, way) for way in ("loss", "reward"))
     if loss is None or reward is None:
         return replace(row, reason="the ablation adversarial_as was not run")
-    of = HELDOUT if "heldout" in study.index["tasks"] else judged_on(study)
+    of = HELDOUT if "heldout" in study.index["tasks"] else comparisons.chosen_on(study)
     gain = comparisons.difference(study, model, UNIAPL, UNIAPL, of, "prompt_strict", variant=loss, other_variant=reward)
     names = " − ".join(name.removeprefix("adversarial_as.").replace("_1", ", weight 1") for name in (loss, reward))
-    chosen = f"chosen on {judged_on(study).title.lower()} prompts" if of != judged_on(study) else "best weights"
+    chosen = (
+        f"chosen on {comparisons.chosen_on(study).title.lower()} prompts"
+        if of != comparisons.chosen_on(study)
+        else "best weights"
+    )
     measured = f"as {names} ({chosen}), prompt strict, {of.title.lower()} prompts: {_points(gain)}"
     return replace(row, quantity=_scaled(gain, 100), measured=measured)
 
 
 def lambda_variants(study: Study, model: str) -> dict[float, str]:
     """Variants of the ablation lambda_adv of UniAPL by their value, ascending."""
-    prefix = "lambda_adv."
     names = {
         e["variant"]
         for e in study.index["evaluations"]
-        if e["model"] == model and e["method"] == UNIAPL and e["variant"].startswith(prefix)
+        if e["model"] == model and e["method"] == UNIAPL and e["variant"].startswith(LAMBDA)
     }
-    numbers = {name: name.removeprefix(prefix) for name in names}
+    numbers = {name: name.removeprefix(LAMBDA) for name in names}
     return dict(sorted((float(text), name) for name, text in numbers.items() if text.replace(".", "", 1).isdigit()))
 
 
@@ -311,7 +306,7 @@ def _too_large(study: Study, model: str) -> Finding:
     if not variants or not _has(study, model, UNIAPL):
         return replace(row, reason="the ablation lambda_adv was not run")
     largest = max(variants)
-    split = judged_on(study)
+    split = comparisons.chosen_on(study)
     lost = comparisons.difference(study, model, UNIAPL, UNIAPL, split, "prompt_strict", other_variant=variants[largest])
     measured = f"main run − lambda_adv = {largest:g}, prompt strict, {split.title.lower()} prompts: {_points(lost)}"
     return replace(row, quantity=_scaled(lost, 100), measured=measured)

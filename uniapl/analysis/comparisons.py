@@ -35,6 +35,22 @@ class Evaluation:
     title: str
 
 
+HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
+
+
+def claimed_on(study: Study) -> Evaluation:
+    """What UniAPL and GRPO are compared on (C1 to C4, cost): `claims.evaluation`."""
+    task = study.claims.evaluation
+    return HELDOUT if task == HELDOUT.task else Evaluation(task, "all", TASKS[task])
+
+
+def chosen_on(study: Study) -> Evaluation:
+    """What variants are compared on: the development prompts where they were evaluated, else the first task."""
+    if "development" in study.index["tasks"]:
+        return Evaluation("development", "all", TASKS["development"])
+    return evaluations(study)[0]
+
+
 def evaluations(study: Study) -> list[Evaluation]:
     """What is tabulated: held-out (all, seen, unseen kinds), then the other tasks with records."""
     tasks = [task for task in study.index["tasks"] if task in TASKS]

@@ -56,10 +56,11 @@ def path_costs(study: Study, model: str, method: str, *, variant: str = MAIN) ->
 
 def table11(study: Study) -> Table:
     """UniAPL against GRPO at equal steps, tokens and seconds."""
-    of = comparisons.evaluations(study)[0]
+    of = comparisons.claimed_on(study)
     records, rows = [], []
     for model in study.models:
-        there = [one for one in OPPONENTS if study.evaluations(model, one.method, one.variant)]
+        both = study.evaluations(model, UNIAPL)
+        there = [one for one in OPPONENTS if both and study.evaluations(model, one.method, one.variant)]
         gaps = [
             comparisons.difference(study, model, UNIAPL, one.method, of, "prompt_strict", other_variant=one.variant)
             for one in there

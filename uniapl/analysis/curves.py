@@ -68,9 +68,9 @@ def figure3(study: Study, model: str) -> tuple[Figure, str]:
 def figure7(study: Study, model: str) -> tuple[Figure, str]:
     """Score and AUC of the discriminator over training: is it exploited?"""
     methods = study.methods(model)
-    lines = [(method, MAIN, "-") for method in prominent(methods)]
+    lines = [(method, MAIN, "-") for method in methods]
     judges = [v for v in dict.fromkeys(e["variant"] for e in study.index["evaluations"]) if v.startswith(JUDGES)]
-    lines += [(UNIAPL, judge, style) for judge, style in zip(judges, JUDGE_STYLES, strict=False)]
+    lines += [(UNIAPL, judge, JUDGE_STYLES[i % len(JUDGE_STYLES)]) for i, judge in enumerate(judges)]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.6), layout="constrained", sharex=True)
     drawn: dict[str, Line2D] = {}
     for ax, (metric, title) in zip(axes, JUDGE_CURVES.items(), strict=True):
@@ -93,8 +93,8 @@ def figure7(study: Study, model: str) -> tuple[Figure, str]:
         f"Figure 7. The discriminator over training ({study.models[model]}): left, its mean score of the rollouts;"
         " right, the share of pairs, a demonstration and the policy's answer to the same prompt, that it ranks right,"
         " on prompts that it was not trained on (0.5: it cannot tell them apart). Light: from the lowest to the highest"
-        " seed. A fixed discriminator whose AUC falls while accuracy does not rise is being exploited. Broken lines:"
-        " other discriminators, each judged by its own scores."
+        " seed, or what the one seed measured. A fixed discriminator whose AUC falls while accuracy does not rise is"
+        " being exploited. Broken lines: other discriminators, each judged by its own scores."
     )
     return figure, caption
 

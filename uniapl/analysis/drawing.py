@@ -26,7 +26,6 @@ from uniapl.provenance import write_whole
 
 WIDTH_INCHES = 7.0  # text width of a two-column paper
 PANELS_PER_ROW = 3
-DENSITY_POINTS = 256
 BAND_ALPHA = 0.22  # of what lies between seeds
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -88,20 +87,19 @@ def histogram(ax: Axes, values_SP: np.ndarray, edges: np.ndarray, shown: str, *,
 
 
 def density(ax: Axes, values_SP: np.ndarray, points: np.ndarray, shown: str, *, filled: bool) -> None:
-    """A kernel density with the band of the seeds; one bar where all numbers are the same."""
+    """The mean of the seeds' kernel densities, and the band of them; one bar where all numbers are the same."""
     if not values_SP.size:
         return
     if values_SP.size < 2 or np.ptp(values_SP) == 0:
         ax.axvline(float(values_SP.flat[0]), color=shown, linewidth=1.3)
         return
-    height = distributions.gaussian_kde(values_SP.ravel())(points)
+    apart = [row for row in values_SP if np.ptp(row) > 0] or [values_SP.ravel()]
+    each = np.array([distributions.gaussian_kde(row)(points) for row in apart])
     if filled:
-        ax.fill_between(points, height, color=shown, alpha=0.45, linewidth=0)
+        ax.fill_between(points, each.mean(axis=0), color=shown, alpha=0.45, linewidth=0)
         return
-    ax.plot(points, height, color=shown)
-    if len(values_SP) > 1 and all(np.ptp(row) > 0 for row in values_SP):
-        each = np.array([distributions.gaussian_kde(row)(points) for row in values_SP])
-        ax.fill_between(points, each.min(axis=0), each.max(axis=0), color=shown, alpha=BAND_ALPHA, linewidth=0)
+    ax.plot(points, each.mean(axis=0), color=shown)
+    ax.fill_between(points, each.min(axis=0), each.max(axis=0), color=shown, alpha=BAND_ALPHA, linewidth=0)
 
 
 def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, shown: str) -> None:

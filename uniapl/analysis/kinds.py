@@ -24,9 +24,11 @@ class Kind:
     def accuracy(self, study: Study, model: str, method: str) -> Estimate:
         """Share of its instructions followed; `n` counts prompts."""
         scores = kind_scores(study, model, method, self.name)
-        found = stats.accuracy(
-            scores.hits_SP, scores.counts_SP, draws=study.resampling, names=(model, method, MAIN, "kind", self.name)
-        )
+        found = stats.EMPTY
+        if scores.seeds and scores.num_prompts:
+            value, n = float(stats.ratio(scores.hits_SP.ravel(), scores.counts_SP.ravel())), scores.num_prompts
+            low, high = stats.wilson(value * n, n, confidence=study.claims.confidence)
+            found = stats.Estimate(value, low, high, n, "Wilson, over prompts")
         source = comparisons.records_of(
             study, "share of instructions followed", (model, method, MAIN), files=["heldout.jsonl"],
             selection=f"strict, where kinds has {self.name}",
@@ -71,8 +73,8 @@ def table3(study: Study) -> Table:
         sections += [(f"{prefix}kinds {heading}", tuple(found)) for heading, found in rows.items() if found]
     columns = ("Constraint kind", "Instructions", *(study.label(method) for method in methods))
     notes = (
-        "Share of instructions followed (strict), %, over all seeds. Few instructions stand behind a kind; intervals"
-        " are in the csv.",
+        "Share of instructions followed (strict), %, over all seeds. Few instructions stand behind a kind; Wilson's"
+        " intervals over its prompts are in the csv.",
     )
     blocks = [Block(columns, tuple(sections))]
     return make_table(3, "Accuracy per constraint kind, held-out prompts", blocks, records, notes)

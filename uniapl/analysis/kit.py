@@ -1,11 +1,11 @@
-"""One archive of a study's data: what others train and compare with, without asking the teacher again.
+"""One archive of a study's data: demonstrations and discriminators, for others to train and compare on the same ones.
 
     python -m uniapl.analysis.kit results/laptop --output laptop-kit.tar.gz
 
 Unpacked into results/released, `--config source=released+local` takes its demonstrations and discriminators instead of
 making them; prompts are made again from the config, and their ids and hashes are there to be held against. Inside:
-demonstrations, drafts, heads of discriminators, configs of all directories, the study's index, prompt ids by split,
-and the locks of the environment. The same study gives the same bytes.
+demonstrations, drafts, heads of discriminators, configs of all directories, the study's index (index.json, so that it
+is no release), prompt ids by split, and the locks of the environment. The same study gives the same bytes.
 """
 
 from __future__ import annotations
@@ -57,6 +57,12 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
     if not (root / "study.json").is_file():
         raise ValueError(f"{root}/study.json is missing; run snakemake, which writes it")
     index: dict[str, Any] = json.loads((root / "study.json").read_text(encoding="utf-8"))
+    data = json.loads((root / index["data"] / "config.json").read_text(encoding="utf-8"))["data"]
+    if data.get("autoif") and data["autoif"]["items"] is None:
+        raise ValueError(
+            f"{root}: the teacher wrote AutoIF's prompts, which no kit holds yet; write them to a file and name it in"
+            " data.autoif.items (docs/data.md)"
+        )
     others = index.get("others", [])
     judges = {*index["discriminators"].values(), *(d for d in others if own_name(d).startswith("discriminator/"))}
     demonstrations = {*index["demonstrations"].values(), *others} - judges
@@ -75,7 +81,7 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
     if lacking:
         raise ValueError(f"{root / lacking[0]}/demonstrations.jsonl is missing; run snakemake again")
     own_index = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
-    found["study.json"] = f"{own_index}\n".encode()
+    found["index.json"] = f"{own_index}\n".encode()
     found["prompts.csv"] = ("\n".join(prompt_rows(root / index["data"])) + "\n").encode()
     found |= {f"locks/{Path(name).name}": (repository / name).read_bytes() for name in LOCKS}
     found["README"] = README.format(scale=index["scale"]).encode()

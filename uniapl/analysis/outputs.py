@@ -32,7 +32,9 @@ def has_variants(study_index: dict[str, Any], prefix: str) -> bool:
 
 
 def has_comparison(study_index: dict[str, Any]) -> bool:
-    """UniAPL and GRPO were both evaluated."""
+    """UniAPL and GRPO were both evaluated, and on what claims are made on."""
+    if study_index["claims"].get("evaluation", "heldout") not in study_index["tasks"]:
+        return False
     return {UNIAPL, BASELINE} <= {entry["method"] for entry in study_index["evaluations"] if entry["variant"] == "main"}
 
 

@@ -43,7 +43,7 @@ def marks(study: Study, model: str, of: Evaluation) -> dict[str, tuple[str, stat
     adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
     found = {best: (BEST, stats.EMPTY, stats.NAN)}
     for method, gap, p in zip(others, gaps, adjusted, strict=True):
-        found[method] = ("" if p < 1 - study.claims.confidence else TIE, gap, p)
+        found[method] = (TIE if p >= 1 - study.claims.confidence else "", gap, p)
     return found
 
 

@@ -67,8 +67,8 @@ def ratio(hits: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
     return hits.sum(axis=axis) / counts.sum(axis=axis)
 
 
-def wilson(successes: int, n: int, *, confidence: float) -> tuple[float, float]:
-    """Wilson's interval of a proportion."""
+def wilson(successes: float, n: int, *, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a proportion; a mean over seeds may have a part of a success."""
     low, high = np.asarray(proportion_confint(successes, n, alpha=1 - confidence, method="wilson"))
     return float(low), float(high)
 

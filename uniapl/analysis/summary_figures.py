@@ -22,7 +22,7 @@ DARK = 0.55  # share of instructions followed from which numbers are written in 
 
 def figure5(study: Study, model: str) -> tuple[Figure, str]:
     """Accuracy against cost, one point a method."""
-    of = comparisons.evaluations(study)[0]
+    of = comparisons.claimed_on(study)
     methods = study.methods(model)
     figure, axes = plt.subplots(1, len(AXES), figsize=(WIDTH_INCHES, 3.0), sharey=True, layout="constrained")
     for method in methods:

@@ -181,6 +181,8 @@ def table2(study: Study) -> Table:
             "[A] the abstract on arXiv (2509.25148), [O] the abstract and public reviews on OpenReview (KxSBc0ESFU)."
             " Supported: the whole interval lies above the tolerance and Holm's adjusted p is small enough; not"
             " supported: the whole interval lies below it; inconclusive: neither; not run: not measured in this study."
+            " C6, of what length does not explain: log-probs less a line over the logarithm of the answer's length,"
+            " which is fitted to the expert's answers; told beside the claim, outside of Holm's correction."
         ),
     )
     return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)

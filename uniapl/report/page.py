@@ -242,7 +242,8 @@ def methods_grid(study: Study) -> Grid | None:
             for number, stage in enumerate(run_config(study, runs[0])["path"] if runs else ()):
                 told = describe_stage(stage)
                 name = "" if number else study.label(method) + (f", {title}" if len(study.models) > 1 else "")
-                told["notes"] = "; ".join(told["notes"])
+                schedules = [f"{key}(t): {told[key]}" for key in ("mu", "lambda_adv") if "decay" in told[key]]
+                told["notes"] = "; ".join((*schedules, *told["notes"]))
                 rows.append([name, *(told[key] for key in ("name", "equation", "steps", "learning_rate", "notes"))])
     heads = ("Method", "Stage", "Loss", "Steps", "Learning rate", "Choices")
     return Grid([escape(head) for head in heads], [[escape(cell) for cell in row] for row in rows]) if rows else None

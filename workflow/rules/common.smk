@@ -34,8 +34,9 @@ try:
     SETTINGS = study_workflow.read_settings(config)
     if SETTINGS.source == "released":
         SCALE = "laptop" if SETTINGS.scale == "auto" else SETTINGS.scale
-        FOLDER, INDEX = study_workflow.find_released_study(SETTINGS.results, SCALE)
-        ROOT, OUTPUT = str(FOLDER), f"{SETTINGS.results}/rebuilt/{FOLDER.name}"
+        NAME = SETTINGS.released or SCALE
+        ROOT, OUTPUT = f"{SETTINGS.results}/released/{NAME}", f"{SETTINGS.results}/rebuilt/{NAME}"
+        INDEX = study_workflow.read_released(Path(ROOT))
     else:
         SCALE, NOTE = study_workflow.choose_scale(SETTINGS)
         TARGET = study_workflow.chosen_target(sys.argv[1:])
