@@ -12,6 +12,7 @@ from tests.unit.conftest import build_study
 from uniapl.analysis import release as module
 from uniapl.analysis.collect import read_study
 from uniapl.analysis.release import release
+from uniapl.analysis.tables import all_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
 LAPTOP = PROJECT / "results" / "released" / "laptop"
@@ -94,6 +95,22 @@ def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match="more than"):
         release(make(tmp_path / "laptop"), tmp_path / "released" / "laptop")
     assert not (tmp_path / "released").exists()
+
+
+MATRIX = LAPTOP.with_name("laptop-matrix")
+
+
+@pytest.mark.skipif(not MATRIX.exists(), reason="no matrix has been released")
+def test_the_page_on_results_shows_the_released_tables_and_how_much_is_not_run() -> None:
+    page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
+    for number in (10, 11):
+        made = (MATRIX / f"tables/table{number}.md").read_text(encoding="utf-8")
+        grids = [part.strip() for part in made.split("\n\n") if part.startswith("| ")]
+        assert all(grid in page for grid in grids), number
+    index = json.loads((MATRIX / "study.json").read_text())
+    made, left = len(index["evaluations"]), len(index["not_run"])
+    assert f"{made} of the {made + left} are there" in page
+    assert {table.number for table in all_tables(read_study(MATRIX))} >= {1, 2, 3, 4, 5, 10, 11}
 
 
 @pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")

@@ -68,8 +68,9 @@ def panels(count: int, *, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes[:count]
 
 
-def panel_title(ax: Axes, name: str, detail: str, shown: str) -> None:
-    ax.set_title(name, loc="left", color=shown, fontweight="bold")
+def panel_title(ax: Axes, name: str, detail: str, shown: str, *, size: float = 8.0) -> None:
+    """The name above in its colour, `size` points; a number in the upper right corner."""
+    ax.set_title(name, loc="left", color=shown, fontweight="bold", fontsize=size)
     ax.text(0.98, 0.97, detail, transform=ax.transAxes, ha="right", va="top", fontsize=7, color="#333333")
 
 
@@ -132,6 +133,7 @@ def same_reach(axes: Sequence[Axes]) -> None:
 
 
 def outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
+    """Labels at the left and the lower edge of a grid of panels."""
     for i, ax in enumerate(axes):
         if i + PANELS_PER_ROW >= len(axes):
             ax.set_xlabel(x)
@@ -141,6 +143,7 @@ def outer_labels(axes: Sequence[Axes], x: str, y: str) -> None:
 
 
 def expert_legend(figure: Figure) -> None:
+    """What grey and line are."""
     handles = [
         Rectangle((0, 0), 1, 1, color=EXPERT_COLOUR, alpha=0.45, linewidth=0),
         Line2D([], [], color="#222222"),

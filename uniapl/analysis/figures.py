@@ -137,7 +137,8 @@ def _densities(study: Study, model: str, axes: list[Axes], column: str) -> None:
         wasserstein = stats.wasserstein(answers.hits_SP, expert.hits_SP)
         title = short_label(method, study.index["stages"]).replace(", ", ",\n").replace(" → ", " →\n")
         detail = f"W = {plain_number(wasserstein, 2)}" if math.isfinite(wasserstein) else ""
-        panel_title(ax, title if column == "logprob_base" else "", detail, shown)
+        size = 8.0 if len(methods) < DENSITIES_PER_ROW else 6.5
+        panel_title(ax, title if column == "logprob_base" else "", detail, shown, size=size)
         ax.set_xlim(points[0], points[-1])
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
