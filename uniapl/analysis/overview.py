@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from uniapl.analysis import comparisons, stats
@@ -29,15 +30,15 @@ def section_of(method: str) -> str:
     return next((heading for heading, methods in SECTIONS.items() if method in methods), OTHERS)
 
 
-def marks(study: Study, model: str, of: Evaluation) -> dict[str, tuple[str, stats.Estimate, float]]:
+def marks(
+    study: Study, model: str, of: Evaluation, accuracies: dict[str, stats.Estimate]
+) -> dict[str, tuple[str, stats.Estimate, float]]:
     """For each method: `best`, `tie` where the test against the best finds no difference, else nothing; with the
     paired difference to the best and its p, by Holm over the column."""
-    methods = study.methods(model)
-    values = {m: comparisons.accuracy(study, model, m, of, "prompt_strict").value for m in methods}
-    known = [m for m in methods if values[m] == values[m]]
+    known = [method for method, estimate in accuracies.items() if math.isfinite(estimate.value)]
     if not known:
         return {}
-    best = max(known, key=lambda method: values[method])
+    best = max(known, key=lambda method: accuracies[method].value)
     others = [m for m in known if m != best]
     gaps = [comparisons.difference(study, model, m, best, of, "prompt_strict") for m in others]
     adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
@@ -53,12 +54,16 @@ def table10(study: Study) -> Table:
     records: list[dict[str, Any]] = []
     sections = []
     for model, title in study.models.items():
-        marked = {of: marks(study, model, of) for of in evaluations}
+        accuracies = {
+            of: {m: comparisons.accuracy(study, model, m, of, "prompt_strict") for m in study.methods(model)}
+            for of in evaluations
+        }
+        marked = {of: marks(study, model, of, accuracies[of]) for of in evaluations}
         rows: dict[str, list[tuple[str, ...]]] = {heading: [] for heading in (BEFORE, *SECTIONS, OTHERS)}
         for method in study.methods(model):
             cells = []
             for of in evaluations:
-                estimate = comparisons.accuracy(study, model, method, of, "prompt_strict")
+                estimate = accuracies[of][method]
                 mark, gap, p = marked[of].get(method, ("", stats.EMPTY, stats.NAN))
                 cells.append(f"{BOLD}{percent(estimate)}{BOLD}" if mark else percent(estimate))
                 records.append(

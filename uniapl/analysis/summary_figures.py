@@ -63,7 +63,9 @@ def figure5(study: Study, model: str) -> tuple[Figure, str]:
 def figure6(study: Study, model: str) -> tuple[Figure, str]:
     """Heat map of kinds and methods."""
     methods, kinds = study.methods(model), kinds_of(study, model)
-    shares = np.array([[kind.accuracy(study, model, method).value for method in methods] for kind in kinds])
+    shares = np.array(
+        [[kind.accuracy(study, model, m, kind.scores(study, model, m)).value for m in methods] for kind in kinds]
+    )
     figure, ax = plt.subplots(figsize=(WIDTH_INCHES, 1.2 + 0.19 * max(len(kinds), 2)), layout="constrained")
     if not kinds:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#777777")

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from uniapl import __version__
 from uniapl.analysis import comparisons
-from uniapl.analysis.claims import HELDOUT, INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED
+from uniapl.analysis.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED
 from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
 from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
@@ -184,20 +184,20 @@ def _summary(study: Study) -> list[str]:
     for model, title in study.models.items():
         methods = study.methods(model)
         if BASE in methods:
-            accuracy = comparisons.accuracy(study, model, BASE, HELDOUT, "prompt_strict")
+            accuracy = comparisons.accuracy(study, model, BASE, comparisons.HELDOUT, "prompt_strict")
             sentences.append(
                 f"{title} meets all constraints of {_percent(accuracy)} of {accuracy.n} held-out prompts before"
                 " training."
             )
         for method in (BASELINE, UNIAPL):
             if method in methods and BASE in methods:
-                gain = comparisons.difference(study, model, method, BASE, HELDOUT, "prompt_strict")
+                gain = comparisons.difference(study, model, method, BASE, comparisons.HELDOUT, "prompt_strict")
                 sentences.append(
                     f"{study.label(method)} changes this by {_points(gain)}: {_direction(gain, 'above', 'below')} the"
                     " base model."
                 )
         if BASELINE in methods and UNIAPL in methods:
-            gain = comparisons.difference(study, model, UNIAPL, BASELINE, HELDOUT, "prompt_strict")
+            gain = comparisons.difference(study, model, UNIAPL, BASELINE, comparisons.HELDOUT, "prompt_strict")
             sentences.append(
                 f"UniAPL minus GRPO is {_points(gain)}: {_direction(gain, 'better than', 'worse than')} GRPO."
             )
