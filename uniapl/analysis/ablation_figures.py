@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from uniapl.analysis import comparisons
 from uniapl.analysis.claims import lambda_variants
-from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
+from uniapl.analysis.collect import MAIN, Study, last_values, rows_of, run_config
 from uniapl.analysis.drawing import WIDTH_INCHES, finish
 from uniapl.analysis.labels import UNIAPL, colour
 from uniapl.analysis.outputs import SWITCH
@@ -37,8 +37,12 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
     of = comparisons.chosen_on(study)
     shown: dict[str, Callable[[Side], list[float]]] = {
         f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
-        "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
-        "Distinct bigrams at the end": lambda side: _last(study, model, side, "diversity/distinct_2"),
+        "Entropy at the end, nats per token": lambda side: last_values(
+            study, model, side[0], "entropy/mean_nats", variant=side[1]
+        ),
+        "Distinct bigrams at the end": lambda side: last_values(
+            study, model, side[0], "diversity/distinct_2", variant=side[1]
+        ),
         "Mean length, tokens": lambda side: _lengths(study, model, side),
     }
     figure, grid = plt.subplots(2, 2, figsize=(WIDTH_INCHES, 3.8), sharex=True, layout="constrained")
@@ -107,13 +111,8 @@ def _lengths(study: Study, model: str, side: Side) -> list[float]:
 
 
 def _last(study: Study, model: str, side: Side, metric: str) -> list[float]:
-    """The last value of every seed that has one."""
     method, variant = side
-    rows = rows_of(study.metrics, model, method, variant)
-    if metric not in rows:
-        return []
-    known = rows.loc[[value is not None for value in rows[metric]]]
-    return [float(found[metric].iloc[-1]) for _, found in known.groupby("seed")]
+    return last_values(study, model, method, metric, variant=variant)
 
 
 def _by_seed(ax: Axes, numbers: list[list[float]], shown: str, title: str) -> None:

@@ -16,7 +16,7 @@ from uniapl.analysis.cells import (
     percent,
     points,
 )
-from uniapl.analysis.collect import MAIN, Study, curve_of, rows_of
+from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
 from uniapl.analysis.labels import plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
@@ -97,12 +97,12 @@ def table6(study: Study) -> Table:
 
 def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[str, float]:
     """The last value that training recorded, NaN where there is none."""
-    curves = {k: curve_of(study, model, method, k, variant=variant) for k in ("kl/start_nats", "entropy/mean_nats")}
+    ends = {k: last_values(study, model, method, k, variant=variant) for k in ("kl/start_nats", "entropy/mean_nats")}
     directories = tuple(dict.fromkeys(rows_of(study.runs, model, method, variant)["directory"]))
     source = Source("last value of training, mean over seeds", directories, ("metrics.jsonl",))
     return {
-        key: Traced(list(curve.values())[-1] if curve else math.nan, replace(source, selection=key))
-        for key, curve in curves.items()
+        key: Traced(sum(values) / len(values) if values else math.nan, replace(source, selection=key))
+        for key, values in ends.items()
     }
 
 

@@ -238,6 +238,15 @@ def curve_of(study: Study, model: str, method: str, metric: str, *, variant: str
     return {step: sum(values) / len(values) for step, values in found.items()}
 
 
+def last_values(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> list[float]:
+    """A metric's last value in the last stage, of every seed that has one."""
+    rows = rows_of(study.metrics, model, method, variant)
+    if metric not in rows:
+        return []
+    known = rows.loc[[value is not None for value in rows[metric]]]
+    return [float(found[metric].iloc[-1]) for _, found in known.groupby("seed")]
+
+
 def run_config(study: Study, directory: str) -> dict[str, Any]:
     """A run's config.json."""
     return json.loads(_existing(study.root / directory / "config.json").read_text(encoding="utf-8"))
