@@ -160,10 +160,11 @@ def test_peak_bytes_counts_what_lives_at_once() -> None:
 def test_qwen3s_vocabulary_needs_at_most_600_megabytes() -> None:
     """Extra is the peak of all tensors made in the forward, or in the backward less the two gradients it returns.
 
-    Of Qwen3-0.6B's width; `bench.logprobs` measures the larger one's and bfloat16.
+    Of Qwen3-0.6B's width, for so many tokens that all their logits would take 1.2 GB; `bench.logprobs` measures 8192,
+    the larger model's width and bfloat16.
     """
     width = 1024
-    hidden_TD = torch.randn(8192, width).requires_grad_()
+    hidden_TD = torch.randn(2048, width).requires_grad_()
     head_VD = (torch.randn(151_936, width) / width**0.5).requires_grad_()
     targets_T = torch.randint(len(head_VD), (len(hidden_TD),))
 
