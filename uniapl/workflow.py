@@ -138,7 +138,7 @@ def target_values(target: str) -> dict[str, Any]:
     """What a target says on top of its scale. Raise ConfigError for one that does not exist.
 
     `matrix`: config/matrix.yaml; `ablations`: all of them on top of the matrix; `ablation_NAME`: one, with the main
-    runs of its methods.
+    runs of its methods and of those that it is compared with.
     """
     matrix = read_yaml(CONFIG / "matrix.yaml")
     known = {"all": {}, "matrix": matrix, "ablations": matrix | {"ablations": available("ablations")}}
@@ -149,7 +149,8 @@ def target_values(target: str) -> dict[str, Any]:
         every = ", ".join((*known, *(f"ablation_{one}" for one in available("ablations"))))
         raise ConfigError(f"target {target!r}: unknown; known: {every}")
     ablation = load_ablation(name, [], target)
-    return {"methods": ablation.methods, "ablations": [name], "seeds": matrix["seeds"][: ablation.num_seeds]}
+    methods = tuple(dict.fromkeys((*ablation.methods, *ablation.beside)))
+    return {"methods": methods, "ablations": [name], "seeds": matrix["seeds"][: ablation.num_seeds]}
 
 
 def study_of(scale: str, target: str, overrides: dict[str, Any]) -> Study:

@@ -90,7 +90,8 @@ def build_study(
     index: dict[str, Any] = {
         "scale": "laptop", "tasks": list(tasks), "max_new_tokens": CAP, "ifbench_max_new_tokens": CAP,
         "claims": {"confidence": 0.95, "kept_margin_points": 2.0, "distance_margin": 0.0, "degrade_points": 2.0,
-                   "num_resamples": 199, "seed": 0} | (claims or {}),
+                   "match_margin_points": 2.0, "equivalence_points": 5.0, "num_resamples": 199, "seed": 0}
+        | (claims or {}),
         "models": {m: {"title": f"model {m}", "directory": f"models/{m}-00000000"} for m in models},
         "data": "data/00000000",
         "demonstrations": {m: f"demonstrations/{m}-00000000" for m in models},
@@ -106,7 +107,7 @@ def build_study(
         kinds.write_text("kind,base_accuracy,teacher_accuracy\nseen:kind,0.25,1.0\n")
         judged = {"auc": 0.9, "auc_without_length": auc, "auc_length_only": 0.6, "usable": auc >= 0.6}
         _json(root / f"discriminator/{model}-00000000/manifest.json", PROVENANCE | judged)
-        _evaluate(root, index, model, "base", "main", 0, (solved or SOLVED)["base"], results)
+        _evaluate(root, index, model, "base", "main", 0, (SOLVED | (solved or {}))["base"], results)
         for seed in seeds:
             for method in methods:
                 _train(root, index, model, method, "main", seed)

@@ -206,7 +206,7 @@ def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> N
     better = {"adversarial_as.loss": 18, "adversarial_as.reward": 8, "lambda_adv.0": 15, "lambda_adv.5": 2}
     worse = {"adversarial_as.loss": 6, "adversarial_as.reward": 18, "lambda_adv.1": 20, "lambda_adv.x": 2}
     study_builder(tmp_path / "better", variants=better)
-    study_builder(tmp_path / "worse", variants=worse)
+    study_builder(tmp_path / "worse", variants=worse, solved={"uniapl": 6})
     found = verdicts(tmp_path / "better")
     assert (found["C7"], found["C8"]) == ("supported", "supported")  # 18 against 8; main 16 against 2 at lambda_adv 5
     found = verdicts(tmp_path / "worse")
@@ -215,6 +215,7 @@ def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> N
     assert "| supported at laptop scale |" in (tmp_path / "tables/table2.md").read_text()
     by_variant = {r["variant"]: float(r["prompt_strict"]) for r in records(tmp_path / "tables", 6)}
     assert by_variant == {
+        "main": 0.8,
         "adversarial_as.loss": 0.9,
         "adversarial_as.reward": 0.4,
         "lambda_adv.0": 0.75,
@@ -231,7 +232,7 @@ def test_a_variant_may_have_been_asked_fewer_tasks(tmp_path: Path, study_builder
     (directory / "manifest.json").write_text(json.dumps(manifest))
     study = read_study(tmp_path)
     assert set(study.answers.loc[study.answers["variant"] != "main", "task"]) == {"heldout"}
-    assert [row["variant"] for row in tables.table6(study).records] == ["lambda_adv.5"]
+    assert [row["variant"] for row in tables.table6(study).records] == ["main", "lambda_adv.5"]
 
 
 def test_c7_compares_the_best_weight_of_each_way(tmp_path: Path, study_builder: Builder) -> None:
@@ -243,14 +244,63 @@ def test_c7_compares_the_best_weight_of_each_way(tmp_path: Path, study_builder: 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "told"),
+    ("low", "high", "significant", "told"),
     [
-        (-0.04, 0.05, "equal"), (0.01, 0.04, "equal"), (0.01, 0.06, "better"), (-0.09, -0.01, "worse"),
-        (-0.06, 0.01, "undecided"), (math.nan, math.nan, ""),
+        (-0.04, 0.05, False, "equal"), (0.01, 0.04, True, "equal"), (0.01, 0.06, True, "better"),
+        (-0.09, -0.01, True, "worse"), (-0.09, -0.01, False, "undecided"), (-0.06, 0.01, True, "undecided"),
+        (math.nan, math.nan, False, ""),
     ],
 )  # fmt: skip
-def test_a_variant_is_held_against_the_margin_by_its_whole_interval(low: float, high: float, told: str) -> None:
-    assert against_margin(Estimate((low + high) / 2, low, high, 10, "t"), 0.05) == told
+def test_a_variant_is_held_against_the_margin_by_its_whole_interval(
+    low: float, high: float, significant: bool, told: str
+) -> None:
+    estimate = Estimate((low + high) / 2, low, high, 10, "t")
+    assert against_margin(estimate, 0.05, significant=significant) == told
+
+
+def test_what_is_said_of_a_variant_is_corrected_for_the_whole_table(tmp_path: Path, study_builder: Builder) -> None:
+    """10 of 20 prompts against the main run's 16: p = 0.031 alone, more than 0.05 beside three others."""
+    alone = study_builder(tmp_path / "alone", variants={"lambda_adv.5": 10})
+    study_builder(tmp_path / "beside", variants={f"lambda_adv.{n}": 10 for n in (1, 2, 3, 5)})
+    assert alone["scale"] == "laptop"
+    for folder, p, p_holm, word in (("alone", 0.03125, 0.03125, "worse"), ("beside", 0.03125, 0.125, "undecided")):
+        row = next(r for r in tables.table6(read_study(tmp_path / folder)).records if r["variant"] == "lambda_adv.5")
+        assert row["prompt_strict_minus_main_p"] == pytest.approx(p)
+        assert row["prompt_strict_minus_main_p_holm"] == pytest.approx(p_holm)
+        assert row["against_margin"] == word
+
+
+def test_an_ablation_that_is_not_whole_decides_no_claim(tmp_path: Path, study_builder: Builder) -> None:
+    variants = {"lambda_adv.1": 15, "lambda_adv.5": 2, "adversarial_as.loss": 18, "adversarial_as.reward": 8}
+    index = study_builder(tmp_path, variants=variants)
+    assert (verdicts(tmp_path)["C7"], verdicts(tmp_path)["C8"]) == ("supported", "supported")
+    missing = {"model": "smollm2_135m", "method": "uniapl", "seed": 0}
+    index["not_run"] = [missing | {"variant": name} for name in ("lambda_adv.25", "adversarial_as.reward_scaled")]
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    found = {row.claim: row for row in findings(read_study(tmp_path))}
+    assert (found["C7"].verdict, found["C8"].verdict) == ("not run", "not run")
+    assert found["C8"].reason == "1 of 3 models of the ablation lambda_adv were not run"
+
+
+def test_c7_says_where_the_two_ways_are_the_same_by_construction(tmp_path: Path, study_builder: Builder) -> None:
+    def measured(**solved: int) -> str:
+        root = tmp_path / "-".join(solved)
+        study_builder(root, solved={"uniapl": 3}, variants={f"adversarial_as.{name}": n for name, n in solved.items()})
+        return next(row for row in findings(read_study(root)) if row.claim == "C7").measured
+
+    assert "that this is chance" in measured(loss=18, reward=8)
+    assert "that this is chance" not in measured(loss=18, reward=8, reward_scaled=10)
+
+
+def test_a_claims_power_counts_holm_and_the_margin(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, seeds=(0, 1, 2))
+    study = read_study(tmp_path)
+    rows = [row for row in findings(study) if math.isfinite(row.quantity.p)]
+    assert {row.claim for row in rows} >= {"C1-laptop", "C5", "C6"}
+    for row in rows:
+        strictest = 1 - 0.05 / len(rows)
+        assert row.smallest_seen == pytest.approx(row.quantity.smallest_seen(confidence=strictest))
+        assert row.smallest_seen >= row.quantity.smallest_seen(confidence=0.95)
 
 
 def test_what_another_expert_costs_is_a_table_of_methods(tmp_path: Path, study_builder: Builder) -> None:
@@ -376,11 +426,11 @@ def test_uniapl_meets_grpo_at_equal_steps_and_seconds_and_says_what_is_not_run(
 ) -> None:
     study_builder(tmp_path, seeds=(0, 1, 2), methods=("grpo", "uniapl", "grpo.grpo"))
     tables.main(tmp_path, tmp_path / "tables")
-    found = {row["equal"]: row for row in records(tmp_path / "tables", 11)}
+    found = {row["equal"]: row for row in records(tmp_path / "tables", 11) if row["method"] != "sft.grpo"}
     assert set(found) == {"steps", "seconds"}
     assert float(found["steps"]["prompt_strict_gain"]) == pytest.approx(0.4)
     assert float(found["steps"]["probability_of_improvement"]) == 1.0
-    assert (found["seconds"]["uniapl_steps"], found["seconds"]["grpo_steps"]) == ("6.000000", "12.000000")
+    assert (found["seconds"]["uniapl_steps"], found["seconds"]["other_steps"]) == ("6.000000", "12.000000")
     text = (tmp_path / "tables/table11.md").read_text()
     assert "| tokens trained | not run |" in text
     assert "6 : 12" in text
@@ -402,7 +452,7 @@ def test_tables_stand_where_no_task_has_records_and_where_a_model_lacks_uniapl(
     (root / "study.json").write_text(json.dumps(index))
     tables.main(root, root / "tables")
     assert {row["model"] for row in records(root / "tables", 11)} == {"tiny"}
-    assert "| model small | steps | not run |" in (root / "tables/table11.md").read_text()
+    assert "| model small | GRPO | steps | not run |" in (root / "tables/table11.md").read_text()
 
 
 def test_without_a_test_against_the_best_nothing_is_a_tie(tmp_path: Path, study_builder: Builder) -> None:
@@ -421,7 +471,7 @@ def test_c6_is_told_without_what_length_explains(tmp_path: Path, study_builder: 
     """Log-probs of the built study are a line of the length: nearly nothing is left to be closer in."""
     study_builder(tmp_path)
     row = next(row for row in findings(read_study(tmp_path)) if row.claim == "C6")
-    left = comparisons.reduction(
+    left, _ = comparisons.reduction(
         read_study(tmp_path), "smollm2_135m", "uniapl", "grpo", "logprob_base", without_length=True
     )
     assert row.quantity.value == pytest.approx(0.09)

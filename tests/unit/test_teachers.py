@@ -103,8 +103,12 @@ def test_the_other_experts_answer_with_the_best_or_worst_draft_as_it_is() -> Non
     assert isinstance(worst, Demonstration)
     assert (best.text, best.edits, best.followed) == ("No comma at all.", (), (True, False))
     assert (worst.text, worst.edits, worst.followed) == ("One, two, three.", (), (False, False))
-    right = judged([draft(0, "A hot oven.")], {"p": order.prompt})
-    assert answer("violating", right) == "every one of 1 drafts follows all constraints"
+    right = judged([draft(0, "Hot is the oven.")], {"p": order.prompt})
+    broken = answer("violating", right)  # its first half follows all but the keyword
+    assert isinstance(broken, Demonstration)
+    assert (broken.text, broken.original, broken.followed) == ("Hot is", "Hot is the oven.", (True, False))
+    short = judged([draft(0, "Oven")], {"p": order.prompt})
+    assert "and so does its beginning" in str(answer("violating", short))
 
 
 def test_exchanged_demonstrations_keep_their_words_and_get_the_verdict_of_the_prompt_they_are_given_to() -> None:

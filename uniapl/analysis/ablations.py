@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
     NO_CELL,
+    adjusted,
     fields,
     interval_note,
     make_table,
@@ -15,9 +17,11 @@ from uniapl.analysis.cells import (
     model_column,
     percent,
     points,
+    traced,
 )
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
-from uniapl.analysis.labels import plain_number
+from uniapl.analysis.comparisons import Evaluation
+from uniapl.analysis.labels import p_value, plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
@@ -26,40 +30,75 @@ from uniapl.analysis.stats import Estimate
 EQUAL, WORSE, BETTER, UNDECIDED = "equal", "worse", "better", "undecided"
 
 
-def against_margin(gap: Estimate, margin: float) -> str:
-    """Equal, worse, better or undecided; empty where nothing was measured."""
+def against_margin(gap: Estimate, margin: float, *, significant: bool) -> str:
+    """Equal, worse, better or undecided; empty where nothing was measured. `significant`: after Holm's correction."""
     if not (math.isfinite(gap.low) and math.isfinite(gap.high)):
         return ""
     if -margin <= gap.low and gap.high <= margin:
         return EQUAL
+    if not significant:
+        return UNDECIDED
     return WORSE if gap.high < 0 else BETTER if gap.low > 0 else UNDECIDED
+
+
+@dataclass(frozen=True)
+class Told:
+    """A difference to the main run, with what is said of it: `p_holm` over all rows of its table."""
+
+    gap: Estimate
+    p_holm: float  # with its source
+    word: str
+
+    def fields(self, name: str) -> dict[str, object]:
+        """As columns of a csv."""
+        found = fields(self.gap, name) | {f"{name}_p_holm": self.p_holm}
+        return found | {"against_margin": self.word}
+
+
+def _told(study: Study, gaps: Sequence[Estimate]) -> list[Told]:
+    confidence, margin = study.claims.confidence, study.claims.equivalence_points / 100
+    by_holm = stats.holm([gap.p for gap in gaps], confidence=confidence)
+    return [
+        Told(gap, adjusted(p, gap, gaps), against_margin(gap, margin, significant=p < 1 - confidence))
+        for gap, p in zip(gaps, by_holm, strict=True)
+    ]
+
+
+def _gap(study: Study, model: str, method: str, variant: str) -> Estimate:
+    """A variant minus the main run of the same method, on the split of choices."""
+    if variant == MAIN or not study.evaluations(model, method) or not study.evaluations(model, method, variant):
+        return stats.EMPTY
+    of = comparisons.chosen_on(study)
+    return comparisons.difference(study, model, method, method, of, "prompt_strict", variant=variant)
 
 
 def table6(study: Study) -> Table:
     """Ablations: every variant against the main run of the same method."""
     of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
     records, rows = [], []
-    variants = dict.fromkeys(
-        (e["model"], e["method"], e["variant"]) for e in study.index["evaluations"] if e["variant"] != MAIN
-    )
-    for model, method, variant in sorted(variants):
+    ablated = [e for e in study.index["evaluations"] if e["variant"] != MAIN]
+    pairs = {(e["model"], e["method"]) for e in ablated}
+    entries = [e for e in study.index["evaluations"] if (e["model"], e["method"]) in pairs]
+    asked = {(e["model"], e["method"], e["variant"]) for e in entries}
+    variants = sorted(asked, key=lambda one: (*one[:2], one[2] != MAIN, one))
+    for (model, method, variant), told in zip(variants, _told(study, [_gap(study, *v) for v in variants]), strict=True):
         accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
-        gap = stats.EMPTY
-        if study.evaluations(model, method):
-            gap = comparisons.difference(study, model, method, method, of, "prompt_strict", variant=variant)
+        spread = _between_seeds(study, model, method, of, variant, accuracy)
         length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
         cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
         last = _last_metrics(study, model, method, variant)
+        seen = told.gap.smallest_seen(confidence=study.claims.confidence)
         records.append(
             {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
+            | {"num_seeds": len(study.evaluations(model, method, variant))}
             | fields(accuracy, "prompt_strict")
-            | fields(gap, "prompt_strict_minus_main")
+            | told.fields("prompt_strict_minus_main")
+            | {"smallest_seen": traced(seen, told.gap, "_seen")}
+            | fields(spread, "between_seeds_sd")
             | fields(length, "mean_tokens")
             | fields(cut, "truncated_share")
             | last
         )
-        told = against_margin(gap, margin / 100)
-        records[-1]["against_margin"] = told
         shown = (plain_number(length.value, 1) or NO_CELL, plain_number(100 * cut.value, 1) or NO_CELL)
         ends = tuple(plain_number(last[key], 3) or NO_CELL for key in ("kl/start_nats", "entropy/mean_nats"))
         rows.append(
@@ -68,8 +107,10 @@ def table6(study: Study) -> Table:
                 study.label(method),
                 variant,
                 percent(accuracy),
-                points(gap),
-                told or NO_CELL,
+                points(told.gap) + (f"; Holm {p_value(told.p_holm)}" if math.isfinite(told.p_holm) else ""),
+                plain_number(100 * seen, 1) or NO_CELL,
+                told.word or NO_CELL,
+                percent(spread),
                 *shown,
                 *ends,
             )
@@ -80,7 +121,9 @@ def table6(study: Study) -> Table:
         "Variant",
         f"{of.title}, prompt strict, %",
         "− main run, points",
+        f"{stats.POWER:.0%} power from, points",
         f"Within ±{plain_number(margin, 1)}",
+        "Between seeds, sd, points",
         "Mean length, tokens",
         "Cut, %",
         "KL to start, nats",
@@ -89,10 +132,22 @@ def table6(study: Study) -> Table:
     notes = (
         interval_note(study),
         "Equal: the whole interval lies within the margin, which stood in the configuration before the runs; worse or"
-        " better: it excludes 0 and is not within; undecided: neither. KL and entropy: last recorded value of training,"
-        " mean over seeds.",
+        " better: it excludes 0 and Holm's p over this table is small enough; undecided: neither. With two or three"
+        " seeds an interval is mostly wider than the margin, so that undecided is what to expect unless something is"
+        " far off. Power: before Holm's correction. Between seeds: the standard deviation of trainings with a"
+        " chi-square interval; `seeds.one_order` trains with one order of the data, the main runs with an order of each"
+        " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
+        " in the update, which without an adversarial term leaves out groups of equal rewards.",
     )
     return make_table(6, "Ablations", [Block(columns, (("", tuple(rows)),))], records, notes)
+
+
+def _between_seeds(study: Study, model: str, method: str, of: Evaluation, variant: str, accuracy: Estimate) -> Estimate:
+    each = comparisons.seed_accuracies(study, model, method, of, variant=variant)
+    found = stats.between_seeds(each, confidence=study.claims.confidence)
+    if accuracy.source is None:
+        return found
+    return replace(found, source=replace(accuracy.source, statistic="standard deviation of accuracy between seeds"))
 
 
 def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[str, float]:
@@ -109,32 +164,33 @@ def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[s
 def table9(study: Study) -> Table:
     """Each method taught by another expert against the same method taught by the study's own."""
     of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
+    entries = [e for e in study.index["evaluations"] if e["variant"].startswith(OTHER_EXPERTS)]
+    asked = list(dict.fromkeys((e["model"], e["variant"], e["method"]) for e in entries))
+    told = dict(
+        zip(asked, _told(study, [_gap(study, model, method, variant) for model, variant, method in asked]), strict=True)
+    )
     records, rows = [], []
-    for model in study.models:
-        entries = [
-            e for e in study.index["evaluations"] if e["model"] == model and e["variant"].startswith(OTHER_EXPERTS)
-        ]
-        methods = [m for m in study.methods(model) if any(e["method"] == m for e in entries)]
-        for variant in dict.fromkeys(e["variant"] for e in entries):
-            cells = []
-            for method in methods:
-                gap = stats.EMPTY
-                if study.evaluations(model, method, variant):
-                    gap = comparisons.difference(study, model, method, method, of, "prompt_strict", variant=variant)
-                told = against_margin(gap, margin / 100)
-                cells.append(f"{points(gap)}, {told}" if told else NO_CELL)
-                records.append(
-                    {"model": model, "expert": variant.removeprefix(OTHER_EXPERTS), "method": method, "task": of.task}
-                    | {"num_prompts": gap.n, "num_seeds": len(study.evaluations(model, method, variant))}
-                    | fields(gap, "prompt_strict_minus_own_expert")
-                    | {"against_margin": told}
-                )
-            rows.append((*model_cell(study, model), variant.removeprefix(OTHER_EXPERTS).replace("_", " "), *cells))
-    heads = [study.label(m) for m in dict.fromkeys(r["method"] for r in records)]
-    columns = (*model_column(study), "Expert", *heads)
+    taught = {method for _, _, method in asked}
+    methods = [m for m in dict.fromkeys(m for name in study.models for m in study.methods(name)) if m in taught]
+    for model, variant in dict.fromkeys((model, variant) for model, variant, _ in asked):
+        expert, cells = variant.removeprefix(OTHER_EXPERTS), []
+        for method in methods:
+            one = told.get((model, variant, method))
+            if one is None or not one.word:
+                cells.append(NO_CELL)
+                continue
+            cells.append(f"{points(one.gap)}; Holm {p_value(one.p_holm)}, {one.word}")
+            records.append(
+                {"model": model, "expert": expert, "method": method, "task": of.task}
+                | {"num_prompts": one.gap.n, "num_seeds": len(study.evaluations(model, method, variant))}
+                | one.fields("prompt_strict_minus_own_expert")
+            )
+        rows.append((*model_cell(study, model), expert.replace("_", " "), *cells))
+    columns = (*model_column(study), "Expert", *(study.label(m) for m in methods))
     notes = (
         interval_note(study),
         f"{of.title} prompts, prompt strict, points: a method taught by another expert minus the same method taught by"
-        f" the study's own. Margin ±{plain_number(margin, 1)} points, as in Table 6.",
+        f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
+        " leaves out prompts that it has no such answer to, so that runs of one seed share no order of prompts.",
     )
     return make_table(9, "What another expert costs", [Block(columns, (("", tuple(rows)),))], records, notes)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from uniapl.analysis.collect import Study
 from uniapl.analysis.labels import p_value, with_interval
 from uniapl.analysis.render import Block, Table
-from uniapl.analysis.sources import SOURCE, Traced
+from uniapl.analysis.sources import SOURCE, Traced, joined, with_row_source
 from uniapl.analysis.stats import Estimate
 
 NO_CELL = "—"
@@ -61,12 +61,21 @@ def traced(value: float, estimate: Estimate, part: str) -> float:
     return Traced(value, replace(estimate.source, statistic=said))
 
 
+def adjusted(p: float, estimate: Estimate, family: Sequence[Estimate]) -> float:
+    """A p-value that Holm adjusted, with the source of every p-value that it was adjusted beside."""
+    tested = [one.source for one in family if math.isfinite(one.p)]
+    if estimate.source is None or not math.isfinite(p):
+        return p
+    what = f"{estimate.source.statistic}: {PARTS['_p_holm']} over {len(tested)} tests ({estimate.test})"
+    return Traced(p, joined(what, [estimate.source, *tested]))
+
+
 def make_table(
     number: int, title: str, blocks: list[Block], records: list[dict[str, Any]], notes: tuple[str, ...]
 ) -> Table:
     """A table whose csv columns are those of its records, in order of appearance."""
     columns = tuple(dict.fromkeys(key for record in records for key in record if key != SOURCE))
-    return Table(number, title, tuple(blocks), columns, tuple(records), notes)
+    return Table(number, title, tuple(blocks), columns, tuple(map(with_row_source, records)), notes)
 
 
 def model_column(study: Study) -> tuple[str, ...]:

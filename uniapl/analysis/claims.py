@@ -3,6 +3,7 @@
 Every claim that can be measured becomes a quantity q whose positive direction is the claim's, with an interval and a
 margin that stands in config before the run. Supported: the interval lies above the margin and, where there is a p,
 Holm's adjusted p is below 1 - confidence. Not supported: the interval lies below the margin. Inconclusive: neither.
+Beside it stands the smallest true q that a study like this one would call supported four times in five.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import LAMBDA, general_tasks
-from uniapl.analysis.stats import EMPTY, POWER, Estimate, holm
+from uniapl.analysis.stats import EMPTY, Estimate, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 
@@ -39,6 +40,7 @@ STATEMENTS = {
     "C9": ("general capability is kept or improved", "[O]"),
 }
 QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
+PAPER_GAINS = {"C1": 5.77, "C2": 3.75}  # points, as the two statements say
 MATCHES = "with UniAPL, 0.6B matches"
 
 
@@ -57,6 +59,7 @@ class Finding:
     tolerance: str
     reason: str = ""
     p_holm: float = math.nan
+    smallest_seen: float = math.nan
     verdict: str = NOT_RUN
 
 
@@ -75,14 +78,28 @@ def findings(study: Study) -> list[Finding]:
     rows = [*_against_grpo(study), *_reference_models(study), *_distributions(study)]
     for model in study.index["models"]:
         rows += [_loss_or_reward(study, model), _too_large(study, model), _general(study, model)]
-    adjusted = holm([row.quantity.p for row in rows], confidence=study.claims.confidence)
+    confidence = study.claims.confidence
+    adjusted = holm([row.quantity.p for row in rows], confidence=confidence)
+    family = sum(math.isfinite(p) for p in adjusted)
     closed, limit = [], study.index.get("limit")  # a trial decides nothing
     for row, p_holm in zip(rows, adjusted, strict=True):
-        decided = verdict(row.quantity, row.margin, p_holm, confidence=study.claims.confidence)
+        decided = verdict(row.quantity, row.margin, p_holm, confidence=confidence)
         if decided != NOT_RUN and limit:
             decided, row = NOT_RUN, replace(row, reason=f"only the first {limit} questions of each task were asked")
-        closed.append(replace(row, p_holm=p_holm, verdict=decided))
+        seen = _smallest_supported(row, confidence=confidence, family=family)
+        closed.append(replace(row, p_holm=p_holm, smallest_seen=seen, verdict=decided))
     return sorted(closed, key=lambda row: int(row.claim[1]))
+
+
+def _smallest_supported(row: Finding, *, confidence: float, family: int) -> float:
+    """The smallest true quantity that a design like this one calls supported with 80% power; NaN where not known.
+
+    The interval must pass the margin, and p the strictest of Holm's levels, that of the smallest of `family` p-values.
+    """
+    passed = row.margin + row.quantity.smallest_seen(confidence=confidence)
+    if not math.isfinite(row.quantity.p):
+        return passed
+    return max(passed, row.quantity.smallest_seen(confidence=1 - (1 - confidence) / family))
 
 
 def _has(study: Study, model: str, *methods: str, variant: str = MAIN) -> bool:
@@ -97,13 +114,20 @@ def _row(claim: str, model: str, reason: str, tolerance: str = "—") -> Finding
 def _points(estimate: Estimate) -> str:
     shown = with_interval(estimate.value, estimate.low, estimate.high, 1, scale=100, signed=True)
     tested = f", {p_value(estimate.p)} ({estimate.test})" if math.isfinite(estimate.p) else ""
-    seen = f"; {POWER:.0%} power from {plain_number(100 * estimate.smallest_seen, 1)} points on"
-    return f"{shown} points{tested}{seen if math.isfinite(estimate.smallest_seen) else ''}"
+    return f"{shown} points{tested}"
 
 
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    scaled = {name: getattr(estimate, name) * factor for name in ("value", "low", "high", "smallest_seen")}
-    return replace(estimate, **scaled)
+def _against_paper(claim: str, gain: Estimate) -> str:
+    """Where the paper's own gain lies; only of its own models."""
+    paper = PAPER_GAINS.get(claim)
+    if paper is None or not math.isfinite(gain.low):
+        return ""
+    where = "in" if 100 * gain.low <= paper <= 100 * gain.high else "outside of"
+    return f"; the paper's {paper:+.2f} lies {where} the interval"
+
+
+def _above(margin: float) -> str:
+    return f"the whole interval above {plain_number(margin, 1) if margin else '0'}"
 
 
 def _prompts(of: Evaluation) -> str:
@@ -124,7 +148,8 @@ def _missing(study: Study, model: str, of: Evaluation, *methods: str) -> str:
 
 def _against_grpo(study: Study) -> Iterator[Finding]:
     """C1 and C2 on the paper's models, and the same comparison on every other model as its analogue."""
-    tolerance = "the whole interval above 0"
+    margin = study.claims.gain_points
+    tolerance = _above(margin)
     of = comparisons.claimed_on(study)
     paper_models = {prefix: claim for claim, (prefix, _) in QWEN_SIZES.items()}
     for claim, (prefix, title) in QWEN_SIZES.items():
@@ -137,12 +162,13 @@ def _against_grpo(study: Study) -> Iterator[Finding]:
             STATEMENTS[claim][0] if claim else f"analogue of C1 at this scale: UniAPL beats GRPO on the {_prompts(of)}"
         )
         source = STATEMENTS[claim][1] if claim else "(ours)"
-        row = Finding(label, model, statement, source, "—", EMPTY, 0.0, "points", tolerance)
+        row = Finding(label, model, statement, source, "—", EMPTY, margin, "points", tolerance)
         if reason := _missing(study, model, of, UNIAPL, BASELINE):
             yield replace(row, reason=reason)
             continue
         gain = comparisons.difference(study, model, UNIAPL, BASELINE, of, "prompt_strict")
-        yield replace(row, measured=f"UniAPL − GRPO, {_on(of)}: {_points(gain)}", quantity=_scaled(gain, 100))
+        measured = f"UniAPL − GRPO, {_on(of)}: {_points(gain)}{_against_paper(label, gain)}"
+        yield replace(row, measured=measured, quantity=gain.scaled(100))
 
 
 def _reference_models(study: Study) -> Iterator[Finding]:
@@ -162,7 +188,8 @@ def _reference_models(study: Study) -> Iterator[Finding]:
             "needs Qwen3-4B and the paper's teacher; this study's teacher passes every verifier by construction",
         )  # fmt: skip
     else:
-        row = replace(_row("C4", larger, "", "the whole interval above 0"), margin=0.0, unit="points")
+        margin = study.claims.gain_points
+        row = replace(_row("C4", larger, "", _above(margin)), margin=margin, unit="points")
         yield _against_published(study, row)
 
 
@@ -182,7 +209,7 @@ def _against_published(study: Study, row: Finding) -> Finding:
     if limit := study.index.get("limit"):
         return replace(row, reason=f"only the first {limit} questions were asked, the published score is over all")
     ours = comparisons.accuracy(study, row.model, UNIAPL, of, "prompt_strict")
-    points = _scaled(ours, 100)
+    points = ours.scaled(100)
     gap = replace(
         points, value=points.value - published["score"], low=points.low - published["score"],
         high=points.high - published["score"],
@@ -205,7 +232,7 @@ def _against_larger(study: Study, row: Finding, larger: str | None) -> Finding:
     gain = comparisons.difference(study, row.model, UNIAPL, BASE, of, "prompt_strict", other_model=larger)
     measured = f"UniAPL − {study.models[larger]} untrained, {_on(of)}: {_points(gain)}"
     # p is against equality, and the claim is about a margin: the interval decides
-    return replace(row, measured=measured, quantity=replace(_scaled(gain, 100), p=math.nan))
+    return replace(row, measured=measured, quantity=replace(gain.scaled(100), p=math.nan))
 
 
 def _distributions(study: Study) -> Iterator[Finding]:
@@ -222,7 +249,7 @@ def _distributions(study: Study) -> Iterator[Finding]:
                 continue
             quantity, measured = _closer(study, model, column, unit)
             if column == "logprob_base":
-                alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)
+                alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)[0]
                 measured = (
                     f"under the base model: {measured}; of what length does not explain, {_reduced(alike, 3)}. Under"
                     f" the trained models: {_closer(study, model, 'logprob_trained', unit)[1]}"
@@ -236,14 +263,14 @@ def _distributions(study: Study) -> Iterator[Finding]:
 
 
 def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate, str]:
-    quantity = comparisons.reduction(study, model, UNIAPL, BASELINE, column)
+    quantity, largest_gap = comparisons.reduction(study, model, UNIAPL, BASELINE, column)
     ours, theirs = (comparisons.distances(study, model, method, column)[0] for method in (UNIAPL, BASELINE))
     digits = 1 if unit == "tokens" else 3
     return (
         quantity,
         (
             f"W to the expert {plain_number(ours.value, digits)} (UniAPL) and {plain_number(theirs.value, digits)}"
-            f" (GRPO) {unit}, reduction {_reduced(quantity, digits)}"
+            f" (GRPO) {unit}, reduction {_reduced(quantity, digits)}; KS, reduction {_reduced(largest_gap, 2)}"
         ),
     )
 
@@ -253,14 +280,29 @@ def _reduced(quantity: Estimate, digits: int) -> str:
     return f"{shown}, {p_value(quantity.p)} ({quantity.test})"
 
 
-WEIGHTS = ("", "_1")  # of the ablation adversarial_as: each way with lambda_adv as in the main run, and 1
+# Of the ablation adversarial_as: each way centred only with the main run's lambda_adv and with 1, and divided by the
+# group's std as the main run is, which itself is the loss.
+WAYS = {
+    "loss": (MAIN, "adversarial_as.loss", "adversarial_as.loss_1"),
+    "reward": ("adversarial_as.reward", "adversarial_as.reward_1", "adversarial_as.reward_scaled"),
+}
+CENTRED = {"adversarial_as.loss": "adversarial_as.reward", "adversarial_as.loss_1": "adversarial_as.reward_1"}
+
+
+def _unfinished(study: Study, model: str, ablation: str) -> str:
+    """Why an ablation says nothing: none of its variants was run, or not all of them; empty where it is whole."""
+    name = ablation.removesuffix(".")
+    wanted = [e for e in study.index.get("not_run", ()) if e["model"] == model and e["variant"].startswith(ablation)]
+    there = [e for e in study.index["evaluations"] if e["model"] == model and e["variant"].startswith(ablation)]
+    if not there:
+        return f"the ablation {name} was not run"
+    return f"{len(wanted)} of {len(wanted) + len(there)} models of the ablation {name} were not run" if wanted else ""
 
 
 def _best(study: Study, model: str, way: str) -> str | None:
-    """The variant of a way that did best on the choices' split; None where one of its weights was not run."""
-    names = [f"adversarial_as.{way}{weight}" for weight in WEIGHTS]
-    found = [name for name in names if _has(study, model, UNIAPL, variant=name)]
-    if not found:
+    """The variant of a way that did best on the choices' split; None where none of the ablation's was run."""
+    found = [name for name in WAYS[way] if _has(study, model, UNIAPL, variant=name)]
+    if set(found) <= {MAIN}:
         return None
     split = comparisons.chosen_on(study)
     return max(
@@ -269,21 +311,34 @@ def _best(study: Study, model: str, way: str) -> str | None:
 
 
 def _loss_or_reward(study: Study, model: str) -> Finding:
-    """C7: the best weight of each way, chosen on the development prompts, compared on the held-out ones."""
-    row = replace(_row("C7", model, "", "the whole interval above 0"), margin=0.0, unit="points")
-    loss, reward = (_best(study, model, way) for way in ("loss", "reward"))
+    """C7: the best variant of each way, chosen on the development prompts, compared on the held-out ones."""
+    margin = study.claims.gain_points
+    row = replace(_row("C7", model, "", _above(margin)), margin=margin, unit="points")
+    if reason := _unfinished(study, model, "adversarial_as."):
+        return replace(row, reason=reason)
+    loss, reward = (_best(study, model, way) for way in WAYS)
     if loss is None or reward is None:
-        return replace(row, reason="the ablation adversarial_as was not run")
+        return replace(row, reason="the ablation adversarial_as was run in one way only")
     of = HELDOUT if "heldout" in study.index["tasks"] else comparisons.chosen_on(study)
     gain = comparisons.difference(study, model, UNIAPL, UNIAPL, of, "prompt_strict", variant=loss, other_variant=reward)
-    names = " − ".join(name.removeprefix("adversarial_as.").replace("_1", ", weight 1") for name in (loss, reward))
+    names = " − ".join(_way(name) for name in (loss, reward))
     chosen = (
         f"chosen on {comparisons.chosen_on(study).title.lower()} prompts"
         if of != comparisons.chosen_on(study)
         else "best weights"
     )
-    measured = f"as {names} ({chosen}), prompt strict, {of.title.lower()} prompts: {_points(gain)}"
-    return replace(row, quantity=_scaled(gain, 100), measured=measured)
+    alike = "; the two are the same loss but for a tenth of the weight, so that this is chance (docs/paper_map.md)"
+    measured = (
+        f"as {names} ({chosen}), prompt strict, {of.title.lower()} prompts: {_points(gain)}"
+        f"{alike if CENTRED.get(loss) == reward else ''}"
+    )
+    return replace(row, quantity=gain.scaled(100), measured=measured)
+
+
+def _way(variant: str) -> str:
+    if variant == MAIN:
+        return "loss, rewards scaled"
+    return variant.removeprefix("adversarial_as.").replace("_1", ", weight 1").replace("_scaled", ", scaled")
 
 
 def lambda_variants(study: Study, model: str) -> dict[float, str]:
@@ -302,14 +357,16 @@ def _too_large(study: Study, model: str) -> Finding:
     margin = study.claims.degrade_points
     tolerance = f"a loss of more than {plain_number(margin, 1)} points, the whole interval"
     row = replace(_row("C8", model, "", tolerance), margin=margin, unit="points")
+    if reason := _unfinished(study, model, LAMBDA):
+        return replace(row, reason=reason)
     variants = lambda_variants(study, model)
     if not variants or not _has(study, model, UNIAPL):
-        return replace(row, reason="the ablation lambda_adv was not run")
+        return replace(row, reason="uniapl was not trained with a number for lambda_adv")
     largest = max(variants)
     split = comparisons.chosen_on(study)
     lost = comparisons.difference(study, model, UNIAPL, UNIAPL, split, "prompt_strict", other_variant=variants[largest])
     measured = f"main run − lambda_adv = {largest:g}, prompt strict, {split.title.lower()} prompts: {_points(lost)}"
-    return replace(row, quantity=_scaled(lost, 100), measured=measured)
+    return replace(row, quantity=lost.scaled(100), measured=measured)
 
 
 def _general(study: Study, model: str) -> Finding:

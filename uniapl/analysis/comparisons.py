@@ -23,6 +23,7 @@ COLUMNS = {
 }
 
 
+DISTANCES = ("Wasserstein-1 distance to the expert", "Kolmogorov-Smirnov distance to the expert")
 EXPERT_FILES = ("heldout.jsonl", "expert.jsonl")
 
 
@@ -149,21 +150,20 @@ def distances(study: Study, model: str, method: str, column: str, *, variant: st
     expert = expert_values(study, model, method, column=column, variant=variant)
     answers, expert = common(answers, expert)
     found = stats.distances(answers.hits_SP, expert.hits_SP, draws=study.resampling)
-    names = ("Wasserstein-1 distance to the expert", "Kolmogorov-Smirnov distance to the expert")
     first, second = (
         replace(
             estimate,
             source=records_of(study, name, (model, method, variant), files=EXPERT_FILES, selection=column),
         )
-        for name, estimate in zip(names, found, strict=True)
+        for name, estimate in zip(DISTANCES, found, strict=True)
     )
     return first, second
 
 
 def reduction(
     study: Study, model: str, method: str, other: str, column: str, *, without_length: bool = False
-) -> Estimate:
-    """How much smaller a method's Wasserstein distance to the expert is than another's, paired by prompt.
+) -> tuple[Estimate, Estimate]:
+    """How much smaller a method's Wasserstein and KS distances to the expert are than another's, paired by prompt.
 
     `without_length`: of what is left of the numbers after `_length_line`, since longer answers have other log-probs.
     """
@@ -177,10 +177,18 @@ def reduction(
         line = _length_line(hits[6], hits[2])
         hits = [values_SP - line(lengths_SP) for values_SP, lengths_SP in zip(hits[:4], hits[4:], strict=True)]
     names = (model, method, other, column, *(("without length",) if without_length else ()))
-    estimate = stats.distance_reduction(*hits[:4], draws=study.resampling, names=names)
-    what = "reduction of the Wasserstein-1 distance to the expert, paired by prompt"
+    estimates = stats.distance_reduction(*hits[:4], draws=study.resampling, names=names)
     sides = ((model, method, MAIN), (model, other, MAIN))
-    return replace(estimate, source=records_of(study, what, *sides, files=EXPERT_FILES, selection=column))
+    first, second = (
+        replace(
+            estimate,
+            source=records_of(
+                study, f"reduction of the {name}, paired by prompt", *sides, files=EXPERT_FILES, selection=column
+            ),
+        )
+        for name, estimate in zip(DISTANCES, estimates, strict=True)
+    )
+    return first, second
 
 
 def _length_line(lengths_SP: np.ndarray, values_SP: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

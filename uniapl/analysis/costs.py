@@ -1,4 +1,4 @@
-"""What methods cost, and Table 11, UniAPL against GRPO at equal cost."""
+"""What methods cost, and Table 11, UniAPL against GRPO and SFT → GRPO at equal cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
     NO_CELL,
+    adjusted,
     amount,
     fields,
     interval_note,
@@ -15,7 +16,6 @@ from uniapl.analysis.cells import (
     model_cell,
     model_column,
     points,
-    traced,
 )
 from uniapl.analysis.collect import COSTS, MAIN, Study, rows_of
 from uniapl.analysis.labels import BASELINE, EQUAL_COMPUTE, UNIAPL, p_value, plain_number
@@ -29,7 +29,7 @@ AXES = {"tokens": "Tokens trained and generated", "operations": "Operations", "s
 
 @dataclass(frozen=True)
 class Opponent:
-    """A run of GRPO that UniAPL is compared with, and what of the two is about equal."""
+    """A run that UniAPL is compared with, and what of the two is about equal."""
 
     equal: str
     method: str
@@ -38,7 +38,7 @@ class Opponent:
 
 OPPONENTS = (
     Opponent("steps", BASELINE, MAIN), Opponent("tokens trained", BASELINE, "compute.tokens"),
-    Opponent("seconds", EQUAL_COMPUTE, MAIN),
+    Opponent("seconds", EQUAL_COMPUTE, MAIN), Opponent("steps", "sft.grpo", "equal_steps.half"),
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def path_costs(study: Study, model: str, method: str, *, variant: str = MAIN) ->
 
 
 def table11(study: Study) -> Table:
-    """UniAPL against GRPO at equal steps, tokens and seconds."""
+    """UniAPL against GRPO at equal steps, tokens and seconds, and against SFT → GRPO at equal steps."""
     of = comparisons.claimed_on(study)
     records, rows = [], []
     for model in study.models:
@@ -65,13 +65,14 @@ def table11(study: Study) -> Table:
             comparisons.difference(study, model, UNIAPL, one.method, of, "prompt_strict", other_variant=one.variant)
             for one in there
         ]
-        adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+        by_holm = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
         ours = path_costs(study, model, UNIAPL)
         for one in OPPONENTS:
+            against = study.label(BASELINE if one.method == EQUAL_COMPUTE else one.method)
             if one not in there:
-                rows.append((*model_cell(study, model), one.equal, *["not run"] * (len(COSTS) + 2)))
+                rows.append((*model_cell(study, model), against, one.equal, *["not run"] * (len(COSTS) + 2)))
                 continue
-            gap, p_holm = gaps[there.index(one)], adjusted[there.index(one)]
+            gap, p_holm = gaps[there.index(one)], by_holm[there.index(one)]
             theirs = path_costs(study, model, one.method, variant=one.variant)
             won = stats.probability_of_improvement(
                 comparisons.seed_accuracies(study, model, UNIAPL, of),
@@ -84,17 +85,17 @@ def table11(study: Study) -> Table:
                 "num_prompts": gap.n,
             }  # fmt: skip
             record |= {
-                f"{name}_{key}": spent[key] for name, spent in (("uniapl", ours), ("grpo", theirs)) for key in COSTS
+                f"{name}_{key}": spent[key] for name, spent in (("uniapl", ours), ("other", theirs)) for key in COSTS
             }
-            record |= fields(gap, "prompt_strict_gain") | {"p_holm": traced(p_holm, gap, "_p_holm")}
+            record |= fields(gap, "prompt_strict_gain") | {"p_holm": adjusted(p_holm, gap, gaps)}
             records.append(record | fields(won, "probability_of_improvement"))
             pairs = (f"{amount(ours[key])} : {amount(theirs[key])}" for key in COSTS)
             holm = f"; Holm {p_value(p_holm)}" if math.isfinite(p_holm) else ""
-            rows.append((*model_cell(study, model), one.equal, *pairs, points(gap) + holm, _share(won)))
+            rows.append((*model_cell(study, model), against, one.equal, *pairs, points(gap) + holm, _share(won)))
     heads = ("Steps", "Tokens generated", "Tokens trained", "Seconds")
     columns = (
-        *model_column(study), "Equal", *(f"{head}, UniAPL : GRPO" for head in heads),
-        f"UniAPL − GRPO, {of.title.lower()}, points", "P(improvement)",
+        *model_column(study), "Against", "Equal", *(f"{head}, UniAPL : other" for head in heads),
+        f"UniAPL − other, {of.title.lower()}, points", "P(improvement)",
     )  # fmt: skip
     notes = (
         interval_note(study),
@@ -102,7 +103,7 @@ def table11(study: Study) -> Table:
         " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
         " higher one, a tie counted half; its interval resamples runs.",
     )
-    return make_table(11, "UniAPL against GRPO at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
+    return make_table(11, "UniAPL against others at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
 
 
 def _share(estimate: stats.Estimate) -> str:

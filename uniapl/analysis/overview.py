@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from uniapl.analysis import comparisons, stats
-from uniapl.analysis.cells import fields, interval_note, make_table, percent, traced
+from uniapl.analysis.cells import adjusted, fields, interval_note, make_table, percent, traced
 from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
 from uniapl.analysis.labels import BASE
@@ -41,10 +41,10 @@ def marks(
     best = max(known, key=lambda method: accuracies[method].value)
     others = [m for m in known if m != best]
     gaps = [comparisons.difference(study, model, m, best, of, "prompt_strict") for m in others]
-    adjusted = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+    by_holm = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
     found = {best: (BEST, stats.EMPTY, stats.NAN)}
-    for method, gap, p in zip(others, gaps, adjusted, strict=True):
-        found[method] = (TIE if p >= 1 - study.claims.confidence else "", gap, p)
+    for method, gap, p in zip(others, gaps, by_holm, strict=True):
+        found[method] = (TIE if p >= 1 - study.claims.confidence else "", gap, adjusted(p, gap, gaps))
     return found
 
 
@@ -71,7 +71,7 @@ def table10(study: Study) -> Table:
                     | {"num_seeds": len(study.evaluations(model, method)), "num_prompts": estimate.n}
                     | fields(estimate, "prompt_strict")
                     | {"mark": mark}
-                    | {"minus_best": traced(gap.value, gap, ""), "minus_best_p_holm": traced(p, gap, "_p_holm")}
+                    | {"minus_best": traced(gap.value, gap, ""), "minus_best_p_holm": p}
                 )
             seeds = str(len(study.evaluations(model, method))) if method != BASE else "—"
             rows[section_of(method)].append((study.label(method), seeds, *cells))

@@ -3,8 +3,9 @@
 Scores are `hits_SP` of `counts_SP` for S training seeds and P prompts (a prompt has one hit of one count, or as many
 counts as instructions), so that every accuracy is a ratio of sums. One seed: Wilson's interval for binary prompts, BCa
 bootstrap over prompts otherwise. Several seeds are crossed with the prompts: two-way random-effects t interval with
-Satterthwaite's degrees of freedom, the crossed bootstrap beside it. Distances between distributions resample prompts,
-because the answers to one prompt are not independent. Every draw comes from a named seed.
+Satterthwaite's degrees of freedom, the crossed bootstrap beside it; distances between distributions too, of terms whose
+mean they are. With one seed distances resample prompts, because the answers to one prompt are not independent. Every
+draw comes from a named seed.
 """
 
 from __future__ import annotations
@@ -42,8 +43,18 @@ class Estimate:
     test: str = ""
     bootstrap_low: float = NAN
     bootstrap_high: float = NAN
-    smallest_seen: float = NAN  # of differences: the smallest true one that this design finds with 80% power
     source: Source | None = field(default=None, compare=False)
+    design: MeanError | None = field(default=None, compare=False)  # of differences
+
+    def smallest_seen(self, *, confidence: float) -> float:
+        """The smallest true difference that is found with 80% power by a design like this one; NaN where not known."""
+        return self.design.smallest_seen(confidence=confidence) if self.design else NAN
+
+    def scaled(self, factor: float) -> Estimate:
+        """The same in another unit."""
+        numbers = {name: getattr(self, name) * factor for name in ("value", "low", "high")}
+        design = self.design and replace(self.design, mean=self.design.mean * factor, error=self.design.error * factor)
+        return replace(self, **numbers, design=design)
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,21 @@ def two_way(values_SP: np.ndarray) -> MeanError:
     return MeanError(mean, math.sqrt(total / (S * P)), df)
 
 
+def _over_prompts(values_P: np.ndarray) -> MeanError | None:
+    P = len(values_P)
+    return MeanError(float(values_P.mean()), float(values_P.std(ddof=1)) / math.sqrt(P), P - 1) if P > 1 else None
+
+
+def between_seeds(values_S: Sequence[float], *, confidence: float) -> Estimate:
+    """Standard deviation between trainings, with the chi-square interval of normal ones; EMPTY of a single one."""
+    df = len(values_S) - 1
+    if df < 1:
+        return EMPTY
+    sd, tails = float(np.std(values_S, ddof=1)), _tails(confidence)
+    low, high = (sd * math.sqrt(df / float(stats.chi2.ppf(tail, df))) for tail in reversed(tails))
+    return Estimate(sd, low, high, len(values_S), "chi-square")
+
+
 def crossed_bootstrap(values_SP: np.ndarray, *, draws: Resampling) -> tuple[float, float]:
     """Percentile interval of the mean, seeds and prompts resampled independently of each other."""
     S, P = values_SP.shape
@@ -213,9 +239,7 @@ def paired_difference(
         p, test = sign_flip_p(difference_SP[0], draws=draws, names=names), "permutation"
     low, high = bca_interval(difference_SP[0], counts_SP[0], draws=draws, names=names)
     each_P = difference_SP[0] / counts_SP.mean()
-    over_prompts = MeanError(value, float(each_P.std(ddof=1)) / math.sqrt(P) if P > 1 else NAN, P - 1)
-    seen = over_prompts.smallest_seen(confidence=draws.confidence) if P > 1 else NAN
-    return Estimate(value, low, high, P, "BCa bootstrap over prompts", p=p, test=test, smallest_seen=seen)
+    return Estimate(value, low, high, P, "BCa bootstrap over prompts", p=p, test=test, design=_over_prompts(each_P))
 
 
 def mcnemar_p(hits_P: np.ndarray, other_P: np.ndarray) -> float:
@@ -294,6 +318,15 @@ class Gap:
             largest.append(height_RG.max(axis=1))
         return np.concatenate(areas), np.concatenate(largest)
 
+    def linearised(self) -> tuple[np.ndarray, np.ndarray]:
+        """Terms [S, P] whose means are the two distances: the gap's sign, or its widest place, taken as known.
+
+        With them seeds and prompts are crossed as in any mean; exact but for how sign and place themselves vary.
+        """
+        mean_G = self.gap_SPG.mean(axis=(0, 1))
+        widest = int(np.abs(mean_G).argmax())
+        return self.gap_SPG @ (np.sign(mean_G) * self.step_G), self.gap_SPG[:, :, widest] * np.sign(mean_G[widest])
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -318,17 +351,26 @@ def wasserstein(values_SP: np.ndarray, expert_SP: np.ndarray) -> float:
 
 
 def distances(values_SP: np.ndarray, expert_SP: np.ndarray, *, draws: Resampling) -> tuple[Estimate, Estimate]:
-    """Wasserstein-1 and Kolmogorov-Smirnov distance to the expert's distribution; intervals resample prompts."""
+    """Wasserstein-1 and Kolmogorov-Smirnov distance to the expert's distribution.
+
+    One seed: bootstrap over prompts. Several seeds: two-way t interval of the linearised distance (`Gap.linearised`),
+    the bootstrap over seeds and prompts beside it.
+    """
     S, P = values_SP.shape
     if values_SP.size == 0:
         return EMPTY, EMPTY
     compared = gap(values_SP, expert_SP)
-    estimates = []
     resampled = compared.distances(_bootstrap_weights(S, P, draws))
-    for value_1, resampled_R in zip(compared.distances(_all_once(S, P)), resampled, strict=True):
-        value = float(value_1[0])
+    estimates = []
+    for linear_SP, resampled_R in zip(compared.linearised(), resampled, strict=True):
+        value = float(linear_SP.mean())
         low, high = _envelope(value, resampled_R, draws.confidence, floor=0.0)
-        estimates.append(Estimate(value, low, high, P, "bootstrap over prompts"))
+        if S > 1 and P > 1:
+            crossed = _several_seeds(value, linear_SP, draws)
+            found = replace(crossed, low=max(0.0, crossed.low), bootstrap_low=low, bootstrap_high=high)
+        else:
+            found = Estimate(value, low, high, P, "bootstrap over prompts")
+        estimates.append(found)
     return estimates[0], estimates[1]
 
 
@@ -340,31 +382,49 @@ def distance_reduction(
     *,
     draws: Resampling,
     names: Sequence[str],
-) -> Estimate:
-    """How much closer to the expert a method is than another: W(other, expert) - W(method, expert), paired by prompt.
+) -> tuple[Estimate, Estimate]:
+    """How much closer to the expert a method is than another: distance(other) - distance(method), paired by prompt.
 
-    p is two-sided, from exchanging the two methods within prompts. The expert's values are given twice because a
-    log-prob under the trained model differs between methods.
+    Wasserstein-1, then Kolmogorov-Smirnov. One seed: bootstrap over prompts, two-sided p from exchanging the two
+    methods within prompts. Several seeds: two-way t interval and test of the linearised reduction, the bootstrap over
+    seeds and prompts beside it. The expert's values are given twice because a log-prob under the trained model differs
+    between methods.
     """
     S, P = values_SP.shape
     if values_SP.size == 0:
-        return EMPTY
+        return EMPTY, EMPTY
     grid = np.unique(np.concatenate([a.ravel() for a in (values_SP, other_SP, expert_SP, other_expert_SP)]))
     method, other = gap(values_SP, expert_SP, grid), gap(other_SP, other_expert_SP, grid)
-    weights, once = _bootstrap_weights(S, P, draws), _all_once(S, P)
-    resampled = other.distances(weights)[0] - method.distances(weights)[0]
-    value = float((other.distances(once)[0] - method.distances(once)[0])[0])
-    low, high = _envelope(value, resampled, draws.confidence, floor=-math.inf)
-    kept_RP = draws.rng("exchange", *names).integers(0, 2, (draws.num_resamples, P)).astype(float)
-    method_PG, other_PG = method.gap_SPG.mean(axis=0), other.gap_SPG.mean(axis=0)
-    num_extreme = 0
+    weights = _bootstrap_weights(S, P, draws)
+    nulls = _exchanged(method, other, draws=draws, names=names) if S == 1 else (None, None)
+    found = []
+    for ours_SP, theirs_SP, ours_R, theirs_R, null_R in zip(
+        method.linearised(), other.linearised(), method.distances(weights), other.distances(weights), nulls, strict=True
+    ):
+        value = float((theirs_SP - ours_SP).mean())
+        low, high = _envelope(value, theirs_R - ours_R, draws.confidence, floor=-math.inf)
+        if null_R is None:
+            crossed = _several_seeds(value, theirs_SP - ours_SP, draws, test="two-way t")
+            found.append(replace(crossed, bootstrap_low=low, bootstrap_high=high))
+            continue
+        p = float(((np.abs(null_R) >= abs(value) - 1e-9).sum() + 1) / (len(null_R) + 1))
+        design = _over_prompts((theirs_SP - ours_SP)[0])
+        found.append(Estimate(value, low, high, P, "bootstrap over prompts", p=p, test="permutation", design=design))
+    return found[0], found[1]
+
+
+def _exchanged(method: Gap, other: Gap, *, draws: Resampling, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Both reductions of one seed in every draw that exchanges the two methods within prompts."""
+    method_PG, other_PG = method.gap_SPG[0], other.gap_SPG[0]
+    kept_RP = draws.rng("exchange", *names).integers(0, 2, (draws.num_resamples, len(method_PG))).astype(float)
+    areas, largest = [], []
     for rows in _blocks(len(kept_RP)):
         kept, moved = kept_RP[rows], 1 - kept_RP[rows]
-        as_other, as_method = kept @ other_PG + moved @ method_PG, kept @ method_PG + moved @ other_PG
-        null = (np.abs(as_other) @ other.step_G - np.abs(as_method) @ other.step_G) / P
-        num_extreme += int((np.abs(null) >= abs(value) - 1e-9).sum())
-    p = (num_extreme + 1) / (draws.num_resamples + 1)
-    return Estimate(value, low, high, P, "bootstrap over prompts", p=p, test="permutation")
+        as_other = np.abs(kept @ other_PG + moved @ method_PG) / len(method_PG)
+        as_method = np.abs(kept @ method_PG + moved @ other_PG) / len(method_PG)
+        areas.append(as_other @ other.step_G - as_method @ method.step_G)
+        largest.append(as_other.max(axis=1) - as_method.max(axis=1))
+    return np.concatenate(areas), np.concatenate(largest)
 
 
 def _several_seeds(value: float, values_SP: np.ndarray, draws: Resampling, *, test: str = "") -> Estimate:
@@ -376,8 +436,7 @@ def _several_seeds(value: float, values_SP: np.ndarray, draws: Resampling, *, te
     bootstrap_low, bootstrap_high = crossed_bootstrap(values_SP, draws=draws)
     return Estimate(
         value, low, high, P, f"two-way t ({S} seeds x prompts)", p=crossed.p if test else NAN, test=test,
-        bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high,
-        smallest_seen=crossed.smallest_seen(confidence=draws.confidence) if test else NAN,
+        bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high, design=crossed if test else None,
     )  # fmt: skip
 
 

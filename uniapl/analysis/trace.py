@@ -81,17 +81,22 @@ def chain(study: Study, cell: Cell) -> Tree:
     source = cell.source
     tree = Tree(f"[bold]Table {cell.table.number}, {escape(cell.column)} = {escape(cell.shown)}[/]")
     statistic = tree.add(escape(source.statistic))
+    for read in source.inputs():
+        _add_inputs(statistic if read is source else statistic.add(escape(read.statistic or "records")), study, read)
+    return tree
+
+
+def _add_inputs(node: Tree, study: Study, source: Source) -> None:
     if source.selection:
-        statistic.add(f"fields: {escape(source.selection)}")
+        node.add(f"fields: {escape(source.selection)}")
     for directory in source.directories:
         for name in source.files:
             path = study.root / directory / name
             if not path.is_file():
                 raise ValueError(f"{path} is missing, which this cell was computed from; restore it")
-            branch = statistic.add(f"{escape(str(path))}{_size(path)}")
+            branch = node.add(f"{escape(str(path))}{_size(path)}")
             if directory:
                 _add_origin(branch, study, directory)
-    return tree
 
 
 def _size(path: Path) -> str:

@@ -88,24 +88,24 @@ class ReferencesSpec(Spec):
 
 
 class ClaimSpec(Spec):
-    """Tolerances of the claim table, fixed before the run. Points are percentage points of prompt-strict accuracy."""
+    """Tolerances of the claim table, fixed in config/default.yaml before the run.
+
+    Points are percentage points of prompt-strict accuracy.
+    """
 
     confidence: float = Field(0.95, gt=0.5, lt=1)
     evaluation: Literal["heldout", "ifbench", "ifeval"] = Field(
         "heldout", description="C1 to C4 are judged on it; the paper's is IFEval, which scale paper evaluates."
     )
+    gain_points: float = later(0.0, ge=0, description="C1, C2, C4, C7: a gain counts if its interval is above.")
     match_margin_points: float = Field(
-        2.0, ge=0, description="C3: a score lower by up to this counts as a match (lower end of interval); ours."
+        ge=0, description="C3: a score lower by up to this counts as a match (lower end of interval); ours."
     )
-    kept_margin_points: float = Field(
-        2.0, ge=0, description="C9: a loss up to this counts as kept (lower end of interval)."
-    )
-    distance_margin: float = Field(
-        0.0, ge=0, description="C5, C6: least reduction of Wasserstein distance that counts."
-    )
-    degrade_points: float = Field(2.0, ge=0, description="C8: least loss that counts as degradation.")
+    kept_margin_points: float = Field(ge=0, description="C9: a loss up to this counts as kept (lower end of interval).")
+    distance_margin: float = Field(ge=0, description="C5, C6: least reduction of Wasserstein distance that counts.")
+    degrade_points: float = Field(ge=0, description="C8: least loss that counts as degradation.")
     equivalence_points: float = Field(
-        5.0, gt=0, description="Controls: an interval within this of 0 on both sides is called equal; ours."
+        gt=0, description="Controls: an interval within this of 0 on both sides is called equal; ours."
     )
     num_resamples: Positive = Field(9999, description="Bootstrap and permutation draws.")
     seed: int = 0

@@ -35,6 +35,7 @@ class AblationSpec(Spec):
 
     title: str
     methods: tuple[str, ...] = Field(min_length=1, description="Paths that each variant is trained on.")
+    beside: tuple[str, ...] = Field((), description="Paths whose main runs its tables and figures compare with.")
     num_seeds: Positive = Field(2, description="Training seeds of its variants: the study's first ones.")
     variants: dict[str, VariantSpec] = Field(min_length=1)
 

@@ -15,6 +15,19 @@ from uniapl.seeding import stream
 from uniapl.teachers.drafts import Draft, Order
 
 
+def broken_off(prompt: Prompt, text: str) -> str:
+    """The longest of a half, a quarter, ... of a text that violates a constraint; empty where none does.
+
+    So that prompts which every draft follows, the easy ones, are not missing where answers are to be wrong.
+    """
+    words = text.split()
+    while len(words) > 1:
+        words = words[: len(words) // 2]
+        if not verify(prompt.constraints, " ".join(words)).passed:
+            return " ".join(words)
+    return ""
+
+
 # DEVIATION: teacher: an editor over the base model's own drafts instead of a 235B model.
 def ranked(drafts: Sequence[Draft]) -> list[Draft]:
     """Best first: most constraints followed, not cut, closest to the median length in tokens, first drawn."""
@@ -27,7 +40,8 @@ def demonstrate(
 ) -> Demonstration | str:
     """The demonstration that `spec.answers` asks for, or the reason why there is none.
 
-    The best draft that can be mended, verified; or, unedited, the best draft (`best`) or the worst (`violating`).
+    The best draft that can be mended, verified; or, unedited, the best draft (`best`) or the worst (`violating`), which
+    is broken off where it follows every constraint.
     """
     unjudged = next((draft.status for draft in drafts if draft.status != "ok"), None)
     if unjudged is not None:
@@ -35,13 +49,12 @@ def demonstrate(
     prompt = order.prompt
     if spec.answers in ("best", "violating"):
         chosen = ranked(drafts)[0 if spec.answers == "best" else -1]
-        if spec.answers == "violating" and all(chosen.followed):
-            return f"every one of {len(drafts)} drafts follows all constraints"
-        followed = tuple(one is True for one in chosen.followed)
+        text = chosen.text
+        if spec.answers == "violating" and all(chosen.followed) and not (text := broken_off(prompt, chosen.text)):
+            return f"every one of {len(drafts)} drafts follows all constraints, and so does its beginning"
+        followed = tuple(one is True for one in verify(prompt.constraints, text).followed)
         identity = (prompt.id, prompt.split, order.take)
-        return Demonstration(
-            *identity, chosen.text, chosen.text, (), followed, count_tokens(chosen.text), chosen.truncated
-        )
+        return Demonstration(*identity, text, chosen.text, (), followed, count_tokens(text), chosen.truncated)
     for draft in ranked(drafts):
         rng = stream(spec.seed, "mend", order.take, prompt.id, draft.index)
         mended = mend(
