@@ -327,6 +327,24 @@ def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None
     assert verdicts(tmp_path / "lost")["C9"] == "not supported"
 
 
+def test_c9_counts_the_seeds_of_uniapl(tmp_path: Path, study_builder: Builder) -> None:
+    tasks = ("heldout", "mmlu")
+    scored = {"mmlu": {"acc,none": 0.30, "acc_stderr,none": 0.002}}
+    index = study_builder(tmp_path, tasks=tasks, seeds=(0, 1, 2), results={"base": scored, "uniapl": scored})
+    alike = next(row for row in findings(read_study(tmp_path)) if row.claim == "C9").quantity
+    for entry in index["evaluations"]:
+        if entry["method"] == "uniapl":
+            path = tmp_path / entry["directory"] / "results.json"
+            found = json.loads(path.read_text())
+            found["results"]["mmlu"]["acc,none"] = 0.30 + 0.05 * (entry["seed"] - 1)
+            path.write_text(json.dumps(found))
+    apart = next(row for row in findings(read_study(tmp_path)) if row.claim == "C9").quantity
+    assert (alike.value, apart.value) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert alike.high == pytest.approx(1.96 * math.sqrt(2) * 0.2, rel=1e-2)
+    # sd 5 points of 3 seeds: error 2.9 points, about 2 degrees of freedom
+    assert apart.high == pytest.approx(4.2 * math.sqrt(25 / 3 + 0.08), rel=0.03)
+
+
 def test_table_8_shows_every_general_accuracy_with_its_questions(tmp_path: Path, study_builder: Builder) -> None:
     scored = {"mmlu": {"acc,none": 0.25, "acc_stderr,none": 0.01, "sample_len": 400}}
     results = {"base": scored, "uniapl": scored | {"gsm8k": {"exact_match,strict-match": 0.5}}}

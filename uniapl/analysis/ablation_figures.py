@@ -55,7 +55,8 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
         f"Figure 8. The weight lambda_adv of the adversarial term ({study.models[model]}; places are equally far apart,"
         " weights are not): line, mean over seeds; circles, seeds. In brackets the main run's; 0, where it is there,"
         f" is CHORD-mu. Accuracy and length: {of.title.lower()} prompts; entropy and distinct bigrams (a share of all,"
-        " in the rollouts of a prompt): last step of training."
+        " in the rollouts of a prompt): last step of training. Entropy is over the sequences in the update: with a"
+        " weight above 0 all rollouts, with 0 those of groups whose rewards differ."
     )
     return figure, caption
 

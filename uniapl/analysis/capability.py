@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from uniapl.analysis.collect import Study
@@ -30,11 +31,15 @@ NO_CELL = "—"
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy of lm-eval, mean over seeds; `variance` is lm-eval's own, `num_questions` those of one seed."""
+    """An accuracy of lm-eval, mean over seeds; `variance` is lm-eval's own, `num_questions` those of one seed.
+
+    `seed_variance`: of the mean, as its seeds vary; 0 of one seed.
+    """
 
     metric: str
     value: float
     variance: float
+    seed_variance: float
     num_questions: int
     num_seeds: int
 
@@ -51,7 +56,8 @@ def general_score(study: Study, model: str, method: str, task: str) -> Score | N
         return None
     value = sum(entry[metric] for entry in entries) / len(entries)
     variance = sum(error**2 for error in errors) / len(entries)
-    return Score(metric, value, variance, int(entries[0].get("sample_len") or 0), len(entries))
+    spread = statistics.variance(entry[metric] for entry in entries) / len(entries) if len(entries) > 1 else 0.0
+    return Score(metric, value, variance, spread, int(entries[0].get("sample_len") or 0), len(entries))
 
 
 def table8(study: Study) -> Table:
@@ -80,6 +86,6 @@ def table8(study: Study) -> Table:
             rows.append((*((study.models[model],) if several else ()), study.label(method), *cells))
     heads = [f"{GENERAL.get(task, task)} ({sizes[task]:,} questions), %" for task in tasks]
     columns = (*(("Model",) if several else ()), "Method", *heads)
-    notes = ("lm-eval's accuracies. Brackets: Wilson's intervals over questions.",)
+    notes = ("lm-eval's accuracies, means over seeds. Brackets: Wilson's intervals over questions, not over seeds.",)
     block = Block(columns, (("", tuple(rows)),))
     return Table(8, "General capability", (block,), COLUMNS, tuple(records), notes)

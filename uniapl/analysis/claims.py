@@ -12,15 +12,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from scipy.stats import norm
-
 from uniapl.analysis import comparisons
 from uniapl.analysis.capability import general_score
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import LAMBDA, general_tasks
-from uniapl.analysis.stats import EMPTY, Estimate, holm
+from uniapl.analysis.stats import EMPTY, Estimate, MeanError, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
 
@@ -41,6 +39,7 @@ STATEMENTS = {
 }
 QWEN_SIZES = {"C1": ("qwen3_0_6b", "Qwen3-0.6B"), "C2": ("qwen3_4b", "Qwen3-4B")}
 PAPER_GAINS = {"C1": 5.77, "C2": 3.75}  # points, as the two statements say
+NORMAL = 1e6  # degrees of freedom with which t is normal
 MATCHES = "with UniAPL, 0.6B matches"
 
 
@@ -370,7 +369,11 @@ def _too_large(study: Study, model: str) -> Finding:
 
 
 def _general(study: Study, model: str) -> Finding:
-    """C9: mean over lm-eval's general tasks of UniAPL minus base, unpaired standard errors as lm-eval reports them."""
+    """C9: mean over lm-eval's general tasks of UniAPL minus base, unpaired.
+
+    Its variance is lm-eval's over the questions, and where UniAPL has several seeds that of their mean, with as many
+    degrees of freedom as Satterthwaite gives.
+    """
     margin = study.claims.kept_margin_points
     tolerance = f"a loss of at most {plain_number(margin, 1)} points, the whole interval"
     row = replace(_row("C9", model, "", tolerance), margin=-margin, unit="points")
@@ -383,20 +386,23 @@ def _general(study: Study, model: str) -> Finding:
     known = {task: change for task, change in changes.items() if change is not None}
     if not known:
         return replace(row, reason="lm-eval's results hold no accuracy with a standard error for the general tasks")
-    value = 100 * sum(change for change, _ in known.values()) / len(known)
-    error = 100 * math.sqrt(sum(variance for _, variance in known.values())) / len(known)
-    half = float(norm.ppf(0.5 + study.claims.confidence / 2)) * error
+    value = 100 * sum(change for change, *_ in known.values()) / len(known)
+    questions, between = (sum(change[part] for change in known.values()) / len(known) ** 2 for part in (1, 2))
+    df = (len(study.evaluations(model, UNIAPL)) - 1) * ((questions + between) / between) ** 2 if between else NORMAL
+    kept = MeanError(value, 100 * math.sqrt(questions + between), df)
+    low, high = kept.interval(study.claims.confidence)
     what = "change of lm-eval's accuracies, mean of the general tasks"
     sides = ((model, UNIAPL, MAIN), (model, BASE, MAIN))
     source = comparisons.records_of(study, what, *sides, files=["results.json"], selection=", ".join(known))
-    quantity = Estimate(value, value - half, value + half, len(known), "normal, unpaired", source=source)
+    how = "t, unpaired, over questions and seeds" if between else "normal, unpaired"
+    quantity = Estimate(value, low, high, len(known), how, source=source, design=kept)
     shown = with_interval(value, quantity.low, quantity.high, 1, signed=True)
     return replace(row, quantity=quantity, measured=f"UniAPL − base, mean of {', '.join(known)}: {shown} points")
 
 
-def _general_change(study: Study, model: str, task: str) -> tuple[float, float] | None:
-    """(mean over seeds of UniAPL) - base and its variance, or None where lm-eval gave none."""
+def _general_change(study: Study, model: str, task: str) -> tuple[float, float, float] | None:
+    """(mean over seeds of UniAPL) - base, its variance over questions and over seeds; None where lm-eval gave none."""
     ours, base = (general_score(study, model, method, task) for method in (UNIAPL, BASE))
     if ours is None or base is None:
         return None
-    return ours.value - base.value, ours.variance + base.variance
+    return ours.value - base.value, ours.variance + base.variance, ours.seed_variance

@@ -59,8 +59,9 @@ def figure3(study: Study, model: str) -> tuple[Figure, str]:
         f"Figure 3. Training ({study.models[model]}): dark, mean over seeds, moving average of {SMOOTHED_STEPS} steps;"
         " light, from the lowest to the highest seed, or what the one seed measured; points joined by lines, terms that"
         " a stage does not draw and that are measured every few steps. The second stage of a path starts where the"
-        " first one ended. Discriminator score: mean over the step's rollouts, higher is closer to the expert. Sampler"
-        f" gap: mean |log-prob of trainer - of sampler|.{others}"
+        " first one ended. Entropy is over the sequences in the update: all rollouts with an adversarial term, else"
+        " those of groups whose rewards differ. Discriminator score: mean over the step's rollouts, higher is closer to the"
+        f" expert. Sampler gap: mean |log-prob of trainer - of sampler|.{others}"
     )
     return figure, caption
 

@@ -112,7 +112,7 @@ def bca_interval(
 
 @dataclass(frozen=True)
 class MeanError:
-    """A mean with its standard error, and degrees of freedom (infinite: normal)."""
+    """A mean with its standard error, and degrees of freedom."""
 
     mean: float
     error: float

@@ -140,7 +140,8 @@ def table2(study: Study) -> Table:
     for row in found:
         beside = f"; Holm {p_value(row.p_holm)}" if math.isfinite(row.p_holm) else ""
         if math.isfinite(row.smallest_seen):
-            beside += f"; {POWER:.0%} power from {plain_number(row.smallest_seen, 3 if row.unit == 'nats' else 1)} on"
+            seen = plain_number(row.smallest_seen, 3 if row.unit == "nats" else 1)
+            beside += f"; {POWER:.0%} power from {seen} {row.unit} on"
         title = study.models.get(row.model, row.model)
         scale = study.index["scale"]
         where = f" at {scale} scale" if scale != "paper" and row.verdict != NOT_RUN else ""
