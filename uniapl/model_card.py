@@ -21,7 +21,7 @@ from typing import Any
 
 from uniapl.analysis.labels import BASE, TASKS, plain_number
 from uniapl.config import Spec
-from uniapl.equations import describe_stage
+from uniapl.equations import LEGEND, describe_stage
 from uniapl.layers import CONFIG, read_yaml
 from uniapl.plan import data_config
 from uniapl.provenance import content_hash, read_config, read_manifest, write_whole
@@ -169,7 +169,8 @@ def render(
     versions = {one.manifest.get("packages", {}).get("lm-eval") for one in own} - {None}
     card = ModelCard.from_template(
         data, template_path=str(TEMPLATE), title=title, path=path, limits=_limits(config),
-        stages=[describe_stage(stage) for stage in config["path"]], sources=_sources(config), evaluations=evaluations,
+        stages=[describe_stage(stage, config) for stage in config["path"]], legend=LEGEND, sources=_sources(config),
+        evaluations=evaluations,
         data_card=DATA_CARD if data_card else None,
         lm_eval="".join(f" {version}" for version in sorted(versions)), made=_made(config, manifest),
         config=json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False),

@@ -1,6 +1,6 @@
 """The objectives, one pure function per equation, and their weighted sum.
 
-    L = w_grpo (L_grpo + L_off) / N_grpo + w_sft L_sft / N_sft + w_adv L_adv / N_adv ( + w_kl L_kl / N_grpo )
+    L = w_grpo (L_grpo + L_off) / N_grpo + w_sft L_sft / N_sft + w_adv L_adv / N_adv ( + w_kl L_kl / N_kl )
 
 with w_sft = mu, w_grpo = 1 - mu, w_adv = lambda_adv; L_off only where the expert's answers join the groups (LUFFY).
 Every term returns a sum over tokens; the division by global counts happens once, in `weighted_sum`. A term with

@@ -294,7 +294,8 @@ def study_index(plan: Plan) -> dict[str, Any]:
         return os.path.relpath(artifact.directory, plan.root)  # what is taken from released results lies beside it
 
     others = {"others": [relative(a) for a in plan.others]} if plan.others else {}
-    return others | {
+    autoif = {"autoif": relative(plan.autoif)} if plan.autoif else {}
+    return others | autoif | {
         "scale": plan.study.scale,
         "claims": plan.study.claims.model_dump(),
         "tasks": list(plan.study.evaluation.tasks),

@@ -13,16 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from uniapl.autoif import PROMPTS
 from uniapl.plan import Artifact, Evaluation, Plan, Run
 
 # Beside the manifest, what later stages read of a directory.
-READ = {"demonstrations": ("demonstrations.jsonl", "samples.jsonl"), "discriminator": ("head.safetensors",)}
+READ: dict[str, tuple[str, ...]] = {
+    "autoif": (PROMPTS,),
+    "demonstrations": ("demonstrations.jsonl", "samples.jsonl"),
+    "discriminator": ("head.safetensors",),
+}
+READ_OF_POLAR = ("probe.json",)  # which has no head
 
 
 def find_released(artifact: Artifact, root: Path, folders: Sequence[Path]) -> Path | None:
     """Where an artifact was released, with all that stages read of it."""
     place = artifact.directory.relative_to(root)
-    needed = ("manifest.json", "config.json", *READ.get(place.parts[0], ()))
+    polar = artifact.config.get("discriminator", {}).get("kind") == "polar" and place.parts[0] == "discriminator"
+    needed = ("manifest.json", "config.json", *(READ_OF_POLAR if polar else READ.get(place.parts[0], ())))
     return next((f / place for f in folders if all((f / place / name).is_file() for name in needed)), None)
 
 
@@ -47,6 +54,7 @@ def with_released(plan: Plan, folders: Sequence[Path]) -> Plan:
     kept = {run.directory for run in plan.runs} - trained
     kept |= {e.directory for e in plan.evaluations if e.run is None or e.run.directory not in trained}
     kept |= {a.directory for a in (*plan.demonstrations.values(), *plan.discriminators.values(), *plan.others)}
+    kept |= {plan.autoif.directory} if plan.autoif else set()
     if not trained and all(e.directory in found for e in bases):  # else weights and prompts are needed here
         kept |= {a.directory for a in (*plan.models.values(), plan.data)}
     made: dict[Path, Any] = {}
@@ -67,7 +75,8 @@ def with_released(plan: Plan, folders: Sequence[Path]) -> Plan:
         return {name: moved(artifact) for name, artifact in artifacts.items()}
 
     return replace(
-        plan, data=moved(plan.data), models=named(plan.models), demonstrations=named(plan.demonstrations),
+        plan, data=moved(plan.data), autoif=moved(plan.autoif) if plan.autoif else None,
+        models=named(plan.models), demonstrations=named(plan.demonstrations),
         discriminators=named(plan.discriminators), others=[moved(a) for a in plan.others],
         runs=[moved(run) for run in plan.runs], evaluations=[moved(e) for e in plan.evaluations],
     )  # fmt: skip

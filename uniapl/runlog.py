@@ -29,7 +29,7 @@ METRICS = {
     "loss/grpo": "L_grpo / N_grpo",
     "loss/off_policy": "L_off / N_grpo: LUFFY's term on the expert's answers in the groups",
     "loss/adv": "L_adv / N_adv",
-    "loss/kl": "L_kl / N_grpo",
+    "loss/kl": "L_kl / N_kl",
     "adv/score_mean": "mean discriminator score of the rollouts; each step where w_adv > 0, else every probe_every",
     "adv/utility_mean": "mean of log sigmoid((s - b) / tau)",
     "adv/auc": "share of pairs, a demonstration and the policy's answer, that the discriminator ranks right, on prompts"

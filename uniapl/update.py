@@ -110,6 +110,7 @@ class Policy:
 
         At the rollouts' temperature, if none is given.
         """
+        # DEVIATION-CANDIDATE: tempering: demonstrations are scored at the rollouts' temperature too.
         at = self.settings.temperature if temperature is None else temperature
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.compute == "bfloat16"):
             used = self.model if model is None else model

@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.conftest import build_study
 from uniapl.analysis import figures, tables
+from uniapl.analysis.labels import COLOURS, OTHER_COLOURS
 from uniapl.report.__main__ import main
 
 BROWSER = next(
@@ -130,17 +131,62 @@ def test_the_list_is_used_by_keyboard_alone(opened: Any) -> None:
 
 
 def test_curves_say_the_nearest_point(opened: Any) -> None:
-    box = opened.locator("#hover-curves svg").bounding_box()
+    box = opened.locator("#hover-curves > svg").bounding_box()
     opened.locator("#hover-curves").scroll_into_view_if_needed()
-    box = opened.locator("#hover-curves svg").bounding_box()
+    box = opened.locator("#hover-curves > svg").bounding_box()
     opened.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.1)
     assert "step 6: training reward 0.6" in opened.inner_text("#hover-curves .told")
-    opened.focus("#hover-curves svg")
+    opened.focus("#hover-curves > svg")
     before = opened.inner_text("#hover-curves .told")
     opened.keyboard.press("ArrowLeft")
     assert opened.inner_text("#hover-curves .told") != before
     opened.select_option("#curve-metric", "length/mean_tokens")
-    assert opened.locator("#hover-curves svg").get_attribute("aria-label") == "tokens an answer over training steps"
+    assert opened.locator("#hover-curves > svg").get_attribute("aria-label") == "tokens an answer over training steps"
+
+
+# The contrast (WCAG 2) of an element's computed colour with the page's ground, for each colour that is tried on it.
+CONTRASTS = """(node, [property, colours]) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+    const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
+    return .2126 * r + .7152 * g + .0722 * b + .05;
+  };
+  const ground = light(getComputedStyle(document.body).backgroundColor);
+  return colours.map((colour) => {
+    node.style.setProperty("--method", colour);
+    const own = light(getComputedStyle(node)[property]);
+    return Math.max(own, ground) / Math.min(own, ground);
+  });
+}"""
+
+
+@pytest.mark.parametrize(
+    ("element", "part"),
+    [
+        ("#pick-shown .answer", "borderLeftColor"),
+        ("#hover-curves polyline", "stroke"),
+        ("#hover-curves .legend line", "stroke"),
+        ("#hover-curves circle", "fill"),
+    ],
+)
+def test_every_methods_colour_stands_out_in_the_dark(opened: Any, element: str, part: str) -> None:
+    opened.emulate_media(color_scheme="dark")
+    colours = [*COLOURS.values(), *OTHER_COLOURS]
+    contrasts = dict(zip(colours, opened.locator(element).first.evaluate(CONTRASTS, [part, colours]), strict=True))
+    assert len(set(contrasts.values())) > len(colours) / 2, "the element has not the method's colour"
+    assert not {colour: ratio for colour, ratio in contrasts.items() if ratio < 3}
+
+
+def test_curves_are_told_apart_without_colour(opened: Any) -> None:
+    read = "nodes => nodes.map(node => getComputedStyle(node).strokeDasharray)"
+    lines, legend = (
+        opened.eval_on_selector_all(f"#hover-curves {part}", read) for part in ("polyline", ".legend line")
+    )
+    assert len(set(lines)) == len(lines) > 1
+    assert legend == lines
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 800)])

@@ -16,6 +16,7 @@ SOLVED = {"base": 4, "sft": 6, "grpo": 8, "sft.grpo": 9, "uniapl": 16, "grpo.grp
 SOLVED_IFBENCH = {"base": 0, "sft": 1, "grpo": 1, "sft.grpo": 1, "uniapl": 2, "grpo.grpo": 1}
 # Answers are the expert's length plus this many tokens; log-probs differ from the expert's by a hundredth of it.
 LONGER = {"base": 15, "sft": 2, "grpo": 10, "sft.grpo": 6, "uniapl": 1, "grpo.grpo": 12}
+TRAINED = {"train": {"temperature": 1.0, "sampler_clip": 2.0}, "data": {"max_new_tokens": CAP}}  # of a run's config
 PROVENANCE = {
     "config_hash": "01234567", "code": {"commit": "c0ffee" * 6 + "c0ff", "modified": False}, "python": "3.11.2",
     "packages": {"torch": "2.11.0"}, "seconds": 2.5, "peak_memory_bytes": 1 << 30,
@@ -127,7 +128,7 @@ def _train(root: Path, index: dict[str, Any], model: str, method: str, variant: 
         {"model": model, "path": path, "variant": variant, "seed": seed, "directory": directory, "parent": parent}
     )
     _jsonl(root / directory / "metrics.jsonl", _metrics(6, path[-1]))
-    _json(root / directory / "config.json", {"path": [_stage(name) for name in path]})
+    _json(root / directory / "config.json", TRAINED | {"path": [_stage(name) for name in path]})
     costs = {"steps": 6, "tokens_generated": 600, "tokens_trained": 700, "train_seconds": 12.5}
     costs = {f"cumulative_{key}": value * len(path) for key, value in costs.items()}
     _json(root / directory / "manifest.json", PROVENANCE | costs)

@@ -13,7 +13,7 @@ import pytest
 from uniapl.analysis import figures
 from uniapl.analysis.collect import curve_of, read_study
 from uniapl.analysis.costs import axis_costs
-from uniapl.analysis.labels import colour, marker, prominent
+from uniapl.analysis.labels import COLOURS, colour, dashes, marker, prominent
 from uniapl.analysis.outputs import figure_files
 from uniapl.layers import available
 
@@ -107,7 +107,10 @@ def test_of_many_methods_those_of_the_claims_are_in_colour() -> None:
     assert prominent(many) == ["base", "sft", "grpo", "uniapl"]
 
 
-def test_no_two_methods_share_colour_or_marker() -> None:
+def test_no_two_methods_share_colour_or_marker_and_lines_are_told_apart() -> None:
     methods = ["base", "grpo.grpo", "sft.grpo", *available("methods"), "sft.a_grpo", "a_sft.a_grpo"]
     assert len({colour(m, methods) for m in methods}) == len(methods)
     assert len({marker(m, methods) for m in methods}) == len(methods)
+    compared = [m for m in methods[1:] if m in COLOURS]
+    for group in (compared, [m for m in methods[1:] if m not in COLOURS]):
+        assert len({dashes(m, methods) for m in group}) == len(group)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.conftest import build_study
-from uniapl.analysis.kit import SPLITS, contents, pack
+from uniapl.analysis.kit import SPLITS, contents, pack, prompt_rows
 from uniapl.plan import Artifact
 from uniapl.released import find_released
 
@@ -18,19 +20,23 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def make(root: Path) -> Path:
-    index = build_study(root, methods=("grpo",))
+    index: dict[str, Any] = build_study(root, methods=("grpo",)) | {"autoif": "autoif/00000000"}
+    (root / "study.json").write_text(json.dumps(index))
     for split in SPLITS:
         (root / index["data"] / f"{split}.jsonl").write_text(json.dumps({"id": f"{split}-0", "text": "Say it."}) + "\n")
+    (root / index["autoif"]).mkdir(parents=True)
+    for name in ("config.json", "manifest.json", "prompts.jsonl"):
+        (root / index["autoif"] / name).write_text("{}\n")
     for directory in (*index["demonstrations"].values(), *index["discriminators"].values()):
         (root / directory / "config.json").write_text("{}")
-    (root / index["data"] / "config.json").write_text('{"data": {"autoif": null}}')
+    (root / index["data"] / "config.json").write_text('{"data": {"autoif": {"items": null}}}')
     for name in ("demonstrations.jsonl", "samples.jsonl"):
         (root / index["demonstrations"]["smollm2_135m"] / name).write_text("{}\n")
     (root / index["discriminators"]["smollm2_135m"] / "head.safetensors").write_bytes(b"head")
     return root
 
 
-def test_stages_find_demonstrations_and_discriminators_in_an_unpacked_kit(tmp_path: Path) -> None:
+def test_stages_find_what_was_made_with_the_teacher_in_an_unpacked_kit(tmp_path: Path) -> None:
     root = make(tmp_path / "laptop")
     packed = pack(contents(root, REPOSITORY))
     assert packed == pack(contents(root, REPOSITORY))
@@ -41,6 +47,7 @@ def test_stages_find_demonstrations_and_discriminators_in_an_unpacked_kit(tmp_pa
     for kind in ("demonstrations", "discriminator"):
         wanted = Artifact(root / kind / "smollm2_135m-00000000", {})
         assert find_released(wanted, root, [folder]) == folder / kind / "smollm2_135m-00000000"
+    assert find_released(Artifact(root / "autoif/00000000", {}), root, [folder]) == folder / "autoif/00000000"
     text = hashlib.sha256(b"Say it.").hexdigest()
     assert f"heldout,heldout-0,{text}" in (folder / "prompts.csv").read_text().splitlines()
     assert (folder / "locks/lock.txt").read_text() == (REPOSITORY / "requirements/lock.txt").read_text()
@@ -52,13 +59,31 @@ def test_stages_find_demonstrations_and_discriminators_in_an_unpacked_kit(tmp_pa
 
 def test_a_kit_lacks_nothing(tmp_path: Path) -> None:
     root = make(tmp_path / "laptop")
-    (root / "data/00000000/config.json").write_text('{"data": {"autoif": {"items": null}}}')
-    with pytest.raises(ValueError, match="the teacher wrote AutoIF's prompts"):
+    index = (root / "study.json").read_text()
+    (root / "study.json").write_text(index.replace('"autoif"', '"other"'))
+    with pytest.raises(ValueError, match="does not say where AutoIF's prompts are"):
         contents(root, REPOSITORY)
-    (root / "data/00000000/config.json").write_text('{"data": {"autoif": {"items": "a.jsonl"}}}')
-    (root / "data/00000000/train.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"train\.jsonl is missing; make the study here first"):
+    (root / "study.json").write_text(index)
+    (root / "autoif/00000000/prompts.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"prompts\.jsonl is missing; run snakemake again"):
         contents(root, REPOSITORY)
     (root / "demonstrations/smollm2_135m-00000000/demonstrations.jsonl").unlink()
     with pytest.raises(ValueError, match=r"demonstrations\.jsonl is missing; run snakemake again"):
         contents(root, REPOSITORY)
+
+
+def test_a_kit_is_packed_from_a_release_whose_other_prompts_are_made_again(tmp_path: Path) -> None:
+    released = REPOSITORY / "results/released/laptop"
+    files = contents(released, REPOSITORY)
+    rows = files["laptop/prompts.csv"].decode().splitlines()
+    assert Counter(row.partition(",")[0] for row in rows[1:]) == {
+        "train": 2000, "development": 200, "heldout": 200, "ifbench": 294,
+    }  # fmt: skip
+    assert any(name.endswith("demonstrations.jsonl") for name in files)
+    data = released / json.loads((released / "study.json").read_text())["data"]
+    first = json.loads((data / "heldout.jsonl").read_text().splitlines()[0])
+    assert f"heldout,{first['id']},{hashlib.sha256(first['text'].encode()).hexdigest()}" in rows
+    for name in ("config.json", "manifest.json"):
+        (tmp_path / name).write_text((data / name).read_text().replace('"train.jsonl": "', '"train.jsonl": "0'))
+    with pytest.raises(ValueError, match=r"train\.jsonl made again is not the study's"):
+        prompt_rows(tmp_path, None)

@@ -75,7 +75,8 @@ def test_a_card_says_what_its_numbers_cannot_say() -> None:
     assert "license" not in card
     _, paper = card_of("paper", "sft", models="qwen3_4b")
     assert "editor" not in paper
-    assert "* `sft`: 500 steps of `1 L_sft / N_sft`;" in paper
+    assert "* `sft`: 500 steps of `L_sft / N_sft`;" in paper
+    assert "* `L_sft = - sum w log pi`: over the expert's answers;" in paper
     assert "rollouts each" not in paper
 
 
@@ -87,9 +88,9 @@ def test_a_card_says_what_its_numbers_cannot_say() -> None:
             "`(1 - mu(t)) L_grpo / N_grpo + mu(t) L_sft / N_sft + 0.2 L_adv / N_adv`; mu = warm-up from 0 to 0.9",
         ),
         ({"adversarial_as": "reward"}, "`0.9 L_grpo / N_grpo + 0.1 L_sft / N_sft`; mu = 0.1, lambda_adv = 0.2"),
-        ({"adversarial_as": "reward"}, "the adversarial score inside the reward, r_k + lambda_adv log sigmoid"),
-        ({"w_kl": 0.05, "lambda_adv": 0.0}, "`0.9 L_grpo / N_grpo + 0.1 L_sft / N_sft + 0.05 L_kl / N_grpo`"),
-        ({"sft_weighting": "phi"}, "tokens of L_sft weighted by p (1 - p)"),
+        ({"adversarial_as": "reward"}, "A = (R - mean R) / (std R + 0.0001); R = r + 0.2 u, the adversarial"),
+        ({"w_kl": 0.05, "lambda_adv": 0.0}, "`0.9 L_grpo / N_grpo + 0.1 L_sft / N_sft + 0.05 L_kl / N_kl`"),
+        ({"sft_weighting": "phi"}, "; w = p (1 - p);"),
     ],
 )
 def test_the_equation_is_the_stages_own(changes: dict[str, Any], expected: str) -> None:

@@ -11,7 +11,7 @@ from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
 from uniapl.released import describe, with_released
-from uniapl.workflow import read_released, read_settings
+from uniapl.workflow import read_released, read_settings, upstream
 
 
 def a_plan(root: Path, **values: Any) -> Plan:
@@ -23,7 +23,8 @@ def put(folder: Path, plan: Plan, artifacts: list[Artifact]) -> None:
     for artifact in artifacts:
         place = folder / artifact.directory.relative_to(plan.root)
         place.mkdir(parents=True)
-        for name in ("manifest.json", "config.json", "demonstrations.jsonl", "samples.jsonl", "head.safetensors"):
+        names = ("demonstrations.jsonl", "samples.jsonl", "head.safetensors", "prompts.jsonl")
+        for name in ("manifest.json", "config.json", *names):
             (place / name).write_text("{}")
 
 
@@ -88,3 +89,21 @@ def test_a_directory_without_what_stages_read_of_it_is_made(tmp_path: Path, fold
     (folder / "demonstrations" / name / "demonstrations.jsonl").unlink()
     taken = with_released(plan, [folder])
     assert taken.demonstrations["tiny_qwen3"] == plan.demonstrations["tiny_qwen3"]
+
+
+def test_what_a_teacher_wrote_is_taken_and_the_prompts_are_made_from_it(tmp_path: Path, folder: Path) -> None:
+    asked = {"teacher": "qwen3_235b", "data": {"autoif": {}, "max_prompt_bytes": 99}, "discriminator": "polar_7b"}
+    plan = a_plan(tmp_path, methods="grpo", **asked)
+    assert plan.autoif is not None
+    judge, demonstrations = plan.discriminators["tiny_qwen3"], plan.demonstrations["tiny_qwen3"]
+    put(folder, plan, [plan.autoif, judge, demonstrations])
+    taken = with_released(plan, [folder])
+    assert study_index(taken)["autoif"] == f"../released/smoke/autoif/{plan.autoif.directory.name}"
+    assert taken.demonstrations["tiny_qwen3"].directory.is_relative_to(folder)
+    assert taken.data.directory == plan.data.directory, "it is made here"
+    reads = upstream({"all": taken})
+    assert reads[str(plan.data.directory)] == {"autoif": folder / "autoif" / plan.autoif.directory.name}
+    assert str(plan.autoif.directory) not in reads, "a rule would ask the teacher"
+    assert taken.discriminators["tiny_qwen3"] == judge, "POLAR has a text to be held against, which is not there"
+    (folder / "discriminator" / judge.directory.name / "probe.json").write_text("{}")
+    assert with_released(plan, [folder]).discriminators["tiny_qwen3"].directory.is_relative_to(folder)

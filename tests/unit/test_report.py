@@ -98,7 +98,10 @@ def test_the_page_prints_each_methods_loss_with_its_numbers_and_what_was_not_run
     page = page_of(tmp_path)
     for said in (
         "0.9 L_grpo / N_grpo + 0.1 L_sft / N_sft + 0.2 L_adv / N_adv",
-        "1 L_sft / N_sft",
+        "<td>L_sft / N_sft</td>",
+        "<td>L_grpo / N_grpo</td>",
+        "A = (r - mean r) / (std r + 0.0001); clip to [0.8, 1.2], c at most 2; 8 prompts with 8 rollouts each a step",
+        "<li><code>L_off = - sum A p / (p + gamma)</code>: ",
         "</span> at laptop scale",
     ):
         assert said in page, said

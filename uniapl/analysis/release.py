@@ -27,7 +27,7 @@ OWN_PROMPTS = {"development.jsonl", "heldout.jsonl"}
 NAMES = ("directory", "run", "parent", "demonstrations", "discriminator")  # keys of directories in entries of the index
 RECORDS = (
     "config.json", "manifest.json", "metrics.jsonl", "results.json", "expert.jsonl", "kinds.csv",
-    "demonstrations.jsonl", "samples.jsonl", "dropped.jsonl", "head.safetensors",
+    "demonstrations.jsonl", "samples.jsonl", "dropped.jsonl", "head.safetensors", "probe.json",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def with_own_names(index: dict[str, Any]) -> dict[str, Any]:
     for kind in ("demonstrations", "discriminators"):
         changed[kind] = {name: own_name(directory) for name, directory in index[kind].items()}
     changed["models"] = {name: renamed(model) for name, model in index["models"].items()}
-    changed["data"] = own_name(index["data"])
+    changed |= {kind: own_name(index[kind]) for kind in ("data", "autoif") if kind in index}
     if "others" in index:
         changed["others"] = [own_name(directory) for directory in index["others"]]
     return index | changed

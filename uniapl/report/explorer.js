@@ -35,7 +35,7 @@
     };
 
     const card = (label, colour, text, detail, constraints, strict, passed) => {
-      const box = make("article", { class: "answer" });
+      const box = make("article", { class: "answer method" });
       box.style.setProperty("--method", colour);
       box.append(make("h4", { text: label }), make("p", { class: `told ${passed === true ? "held" : passed === false ? "broken" : ""}`, text: detail }));
       box.append(make("blockquote", { text: text === "" ? "(empty)" : text }));
@@ -121,6 +121,7 @@
       return node;
     };
     const model = document.getElementById("curve-model"), metric = document.getElementById("curve-metric");
+    const drawnAs = (one) => ({ class: "line method", style: `--method: ${one.colour}`, "stroke-dasharray": one.dashes });
     const short = (value) => Number(value.toPrecision(3)).toString();
 
     const plot = () => {
@@ -139,9 +140,9 @@
       svg.append(draw("text", { x: (LEFT + WIDTH) / 2, y: HEIGHT - 12, "text-anchor": "middle" }, "step of the last stage"));
       for (const one of methods) {
         const line = chosen.lines[one.id];
-        if (line) svg.append(draw("polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), fill: "none", stroke: one.colour, "stroke-width": 2 }));
+        if (line) svg.append(draw("polyline", { points: line.map((p) => `${x(p[0])},${y(p[1])}`).join(" "), ...drawnAs(one) }));
       }
-      const dot = draw("circle", { r: 4, visibility: "hidden" });
+      const dot = draw("circle", { r: 4, class: "method", visibility: "hidden" });
       svg.append(dot);
       const told = make("p", { class: "told", "aria-live": "polite", text: "Point at a line, or focus the chart and use the arrow keys." });
       const all = methods.flatMap((one) => (chosen.lines[one.id] || []).map((p) => [one, p]));
@@ -149,7 +150,7 @@
       const tell = (index) => {
         current = index;
         const [one, p] = all[index];
-        for (const [name, value] of Object.entries({ cx: x(p[0]), cy: y(p[1]), fill: one.colour, visibility: "visible" })) dot.setAttribute(name, value);
+        for (const [name, value] of Object.entries({ cx: x(p[0]), cy: y(p[1]), style: `--method: ${one.colour}`, visibility: "visible" })) dot.setAttribute(name, value);
         told.textContent = `${one.label}, step ${p[0]}: ${chosen.name} ${short(p[1])}`;
       };
       svg.addEventListener("pointermove", (event) => {
@@ -164,9 +165,9 @@
         if (move) { event.preventDefault(); tell((current + move + all.length) % all.length); }
       });
       const legend = make("ul", { class: "legend" }, ...methods.filter((one) => chosen.lines[one.id]).map((one) => {
-        const item = make("li", { text: one.label });
-        item.style.setProperty("--method", one.colour);
-        return item;
+        const swatch = draw("svg", { viewBox: "0 0 40 4", "aria-hidden": "true" });
+        swatch.append(draw("line", { x1: 0, x2: 40, y1: 2, y2: 2, ...drawnAs(one) }));
+        return make("li", {}, swatch, one.label);
       }));
       place.replaceChildren(svg, legend, told);
     };

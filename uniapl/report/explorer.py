@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uniapl.analysis.collect import MAIN, Study, curve_of
-from uniapl.analysis.labels import BASE, BASELINE, colour
+from uniapl.analysis.labels import BASE, BASELINE, colour, dashes
 from uniapl.records import read_jsonl
 
 TASK = "heldout"
@@ -56,7 +56,13 @@ def curves(study: Study) -> dict[str, Any]:
                 shown[metric] = {"name": name, "lines": kept}
         found[model] = {
             "title": title, "metrics": shown,
-            "methods": [{"id": m, "label": study.label(m), "colour": colour(m, study.methods(model))} for m in methods],
+            "methods": [
+                {
+                    "id": m, "label": study.label(m), "colour": colour(m, study.methods(model)),
+                    "dashes": dashes(m, study.methods(model)),
+                }
+                for m in methods
+            ],
         }  # fmt: skip
     return found
 

@@ -22,7 +22,7 @@ from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interva
 from uniapl.analysis.outputs import figure_numbers, table_numbers
 from uniapl.analysis.references import stack_warnings
 from uniapl.analysis.render import BOLD
-from uniapl.equations import describe_stage
+from uniapl.equations import LEGEND, describe_stage
 from uniapl.report.explorer import as_script, curves, explorer
 
 LIMITS = {
@@ -105,6 +105,7 @@ def render_page(study: Study, tables: Path, figures: Path) -> str:
         parts=parts,
         figures={n: [_figure(figures, n, m) for m in study.models] for n in figure_numbers(study.index)},
         methods=methods_grid(study),
+        legend=LEGEND,
         not_run=_not_run(study),
         signal=[s for s in (no_signal(study, m) for m in study.models) if s] + stack_warnings(study),
         kinds=_kinds(study),
@@ -239,8 +240,9 @@ def methods_grid(study: Study) -> Grid | None:
     for model, title in study.models.items():
         for method in study.methods(model):
             runs = rows_of(study.runs, model, method)["directory"].tolist()
-            for number, stage in enumerate(run_config(study, runs[0])["path"] if runs else ()):
-                told = describe_stage(stage)
+            config = run_config(study, runs[0]) if runs else {"path": ()}
+            for number, stage in enumerate(config["path"]):
+                told = describe_stage(stage, config)
                 name = "" if number else study.label(method) + (f", {title}" if len(study.models) > 1 else "")
                 schedules = [f"{key}(t): {told[key]}" for key in ("mu", "lambda_adv") if "decay" in told[key]]
                 told["notes"] = "; ".join((*schedules, *told["notes"]))
