@@ -60,8 +60,8 @@ def figure3(study: Study, model: str) -> tuple[Figure, str]:
         " light, from the lowest to the highest seed, or what the one seed measured; points joined by lines, terms that"
         " a stage does not draw and that are measured every few steps. The second stage of a path starts where the"
         " first one ended. Entropy is over the sequences in the update: all rollouts with an adversarial term, else"
-        " those of groups whose rewards differ. Discriminator score: mean over the step's rollouts, higher is closer to the"
-        f" expert. Sampler gap: mean |log-prob of trainer - of sampler|.{others}"
+        " those of groups whose rewards differ. Discriminator score: mean over the step's rollouts, higher is closer to"
+        f" the expert. Sampler gap: mean |log-prob of trainer - of sampler|.{others}"
     )
     return figure, caption
 
