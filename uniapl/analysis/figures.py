@@ -83,7 +83,7 @@ def _caption1(study: Study, model: str, cap: int) -> str:
     return (
         f"Figure 1. Length of the answers to the held-out prompts ({study.models[model]}), grey: the expert's"
         " demonstrations for the same prompts; light: from the lowest to the highest seed. W: Wasserstein-1 distance to"
-        f" the expert in tokens with its {study.claims.confidence:.0%} interval (prompts resampled). Answers are cut at"
+        f" the expert in tokens with its {study.claims.confidence:.0%} interval (Table 4). Answers are cut at"
         f" {cap} tokens; share cut: {', '.join(cut)}."
     )
 

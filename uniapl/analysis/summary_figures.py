@@ -39,6 +39,7 @@ def figure5(study: Study, model: str) -> tuple[Figure, str]:
                 ax.plot(spent[key], 100 * reached.value, marker(method, methods), color=shown, markersize=size)
     for ax, title in zip(axes, AXES.values(), strict=True):
         ax.set_xlabel(title)
+        ax.margins(x=0.1)
         ax.set_xlim(left=0)
         finish(ax)
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))  # k, M, G, T

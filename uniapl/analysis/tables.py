@@ -151,9 +151,9 @@ def table2(study: Study) -> Table:
                 row.claim,
                 *((title,) if len(study.models) > 1 else ()),
                 f"{row.statement} {row.source}",
+                shown,
                 row.measured + beside,
                 row.tolerance,
-                shown,
             )
         )
         records.append(
@@ -178,11 +178,11 @@ def table2(study: Study) -> Table:
         "Claim",
         *model_column(study),
         "Statement",
+        "Verdict",
         "Measured here",
         "Tolerance, fixed before the run",
-        "Verdict",
     )
-    widths = (0.06, *((0.10,) if len(study.models) > 1 else ()), 0.24, 0.28, 0.14, 0.16)
+    widths = (0.06, *((0.10,) if len(study.models) > 1 else ()), 0.24, 0.16, 0.28, 0.14)
     notes = (
         (
             "[A] the abstract on arXiv (2509.25148), [O] the abstract and public reviews on OpenReview (KxSBc0ESFU)."
