@@ -202,6 +202,19 @@ def test_what_c1_to_c4_lack_is_said(tmp_path: Path, study_builder: Builder) -> N
     assert found["C3"].startswith("needs Qwen3-0.6B")
 
 
+def test_a_prompt_of_which_one_instruction_was_judged_has_no_verdict(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, methods=("grpo",))
+    for entry in index["evaluations"]:
+        path = tmp_path / entry["directory"] / "heldout.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[0] |= {"status": "unavailable", "strict": [True, None], "loose": [True, None]}
+        rows[0] |= {"prompt_strict": None, "prompt_loose": None}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = tables.table1(read_study(tmp_path))
+    assert {r["num_prompts"] for r in table.records if r["task"] == "heldout" and r["group"] == "all"} == {19}
+    assert "Held-out (20 prompts, 1 of them not computed)" in str(table.blocks)
+
+
 def test_ablations_decide_c7_and_c8(tmp_path: Path, study_builder: Builder) -> None:
     better = {"adversarial_as.loss": 18, "adversarial_as.reward": 8, "lambda_adv.0": 15, "lambda_adv.5": 2}
     worse = {"adversarial_as.loss": 6, "adversarial_as.reward": 18, "lambda_adv.1": 20, "lambda_adv.x": 2}

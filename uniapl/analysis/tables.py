@@ -105,7 +105,8 @@ def _table1_row(study: Study, model: str, method: str, of: Evaluation) -> tuple[
     cells: list[str] = []
     for metric in METRICS:
         estimate = comparisons.accuracy(study, model, method, of, metric)
-        record["num_prompts"] = max(record["num_prompts"], estimate.n)
+        if metric == "prompt_strict":  # a prompt of which one instruction alone was judged has no verdict
+            record["num_prompts"] = estimate.n
         record |= fields(estimate, metric)
         if metric.endswith("strict"):
             cells.append(percent(estimate))
