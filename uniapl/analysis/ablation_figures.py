@@ -37,12 +37,8 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
     of = comparisons.chosen_on(study)
     shown: dict[str, Callable[[Side], list[float]]] = {
         f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
-        "Entropy at the end, nats per token": lambda side: last_values(
-            study, model, side[0], "entropy/mean_nats", variant=side[1]
-        ),
-        "Distinct bigrams at the end": lambda side: last_values(
-            study, model, side[0], "diversity/distinct_2", variant=side[1]
-        ),
+        "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
+        "Distinct bigrams at the end": lambda side: _last(study, model, side, "diversity/distinct_2"),
         "Mean length, tokens": lambda side: _lengths(study, model, side),
     }
     figure, grid = plt.subplots(2, 2, figsize=(WIDTH_INCHES, 3.8), sharex=True, layout="constrained")

@@ -80,7 +80,7 @@ def table6(study: Study) -> Table:
     pairs = {(e["model"], e["method"]) for e in ablated}
     entries = [e for e in study.index["evaluations"] if (e["model"], e["method"]) in pairs]
     asked = {(e["model"], e["method"], e["variant"]) for e in entries}
-    variants = sorted(asked, key=lambda one: (*one[:2], one[2] != MAIN, one))
+    variants = sorted(asked, key=lambda one: (*one[:2], one[2] != MAIN, one[2]))
     for (model, method, variant), told in zip(variants, _told(study, [_gap(study, *v) for v in variants]), strict=True):
         accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
         spread = _between_seeds(study, model, method, of, variant, accuracy)

@@ -366,8 +366,8 @@ def distances(values_SP: np.ndarray, expert_SP: np.ndarray, *, draws: Resampling
         value = float(linear_SP.mean())
         low, high = _envelope(value, resampled_R, draws.confidence, floor=0.0)
         if S > 1 and P > 1:
-            crossed = _several_seeds(value, linear_SP, draws)
-            found = replace(crossed, low=max(0.0, crossed.low), bootstrap_low=low, bootstrap_high=high)
+            crossed = _several_seeds(value, linear_SP, draws, bootstrap=(low, high))
+            found = replace(crossed, low=max(0.0, crossed.low))
         else:
             found = Estimate(value, low, high, P, "bootstrap over prompts")
         estimates.append(found)
@@ -404,8 +404,8 @@ def distance_reduction(
         value = float((theirs_SP - ours_SP).mean())
         low, high = _envelope(value, theirs_R - ours_R, draws.confidence, floor=-math.inf)
         if null_R is None:
-            crossed = _several_seeds(value, theirs_SP - ours_SP, draws, test="two-way t")
-            found.append(replace(crossed, bootstrap_low=low, bootstrap_high=high))
+            terms_SP = theirs_SP - ours_SP
+            found.append(_several_seeds(value, terms_SP, draws, test="two-way t", bootstrap=(low, high)))
             continue
         p = float(((np.abs(null_R) >= abs(value) - 1e-9).sum() + 1) / (len(null_R) + 1))
         design = _over_prompts((theirs_SP - ours_SP)[0])
@@ -427,13 +427,17 @@ def _exchanged(method: Gap, other: Gap, *, draws: Resampling, names: Sequence[st
     return np.concatenate(areas), np.concatenate(largest)
 
 
-def _several_seeds(value: float, values_SP: np.ndarray, draws: Resampling, *, test: str = "") -> Estimate:
+def _several_seeds(
+    value: float, values_SP: np.ndarray, draws: Resampling, *, test: str = "",
+    bootstrap: tuple[float, float] | None = None,
+) -> Estimate:  # fmt: skip
+    """The two-way t interval, beside it the crossed bootstrap's, or `bootstrap` where that of another statistic is."""
     S, P = values_SP.shape
     if P < 2:
         return Estimate(value, NAN, NAN, P, "none")
     crossed = two_way(values_SP)
     low, high = crossed.interval(draws.confidence)
-    bootstrap_low, bootstrap_high = crossed_bootstrap(values_SP, draws=draws)
+    bootstrap_low, bootstrap_high = bootstrap or crossed_bootstrap(values_SP, draws=draws)
     return Estimate(
         value, low, high, P, f"two-way t ({S} seeds x prompts)", p=crossed.p if test else NAN, test=test,
         bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high, design=crossed if test else None,
