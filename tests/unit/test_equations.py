@@ -32,7 +32,7 @@ def told(method: str, scale: str = "laptop", **changes: Any) -> dict[str, Any]:
     ("method", "equation", "notes"),
     [
         ("sft", "L_sft / N_sft", [TEMPERED, "8 demonstrations a step"]),
-        ("dft", "L_sft / N_sft", ["w = p", TEMPERED, "16 demonstrations a step"]),
+        ("dft", "L_sft / N_sft", ["w = p", TEMPERED, "8 demonstrations a step"]),
         (
             "grpo",
             "L_grpo / N_grpo",
@@ -53,7 +53,7 @@ def told(method: str, scale: str = "laptop", **changes: Any) -> dict[str, Any]:
         (
             "a_sft",
             "L_sft / N_sft + 0.2 L_adv / N_adv",
-            ["B = u - mean u", CLIP, TEMPERED, "8 prompts with 8 rollouts each a step", "16 demonstrations a step"],
+            ["B = u - mean u", CLIP, TEMPERED, "8 prompts with 8 rollouts each a step", "8 demonstrations a step"],
         ),
     ],
 )  # fmt: skip
