@@ -7,6 +7,7 @@ D hidden width. `rewards_PK`, `logprobs_T`. Units stand in the name where they a
 
 from __future__ import annotations
 
+import gzip
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
@@ -128,12 +129,19 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_whole(path, "".join(json.dumps(plain(r), ensure_ascii=False, sort_keys=True) + "\n" for r in rows))
 
 
+def stored(path: Path) -> Path:
+    """The file, or where only that is there, its gzipped copy: in a release, what variants wrote is `NAME.jsonl.gz`."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object); blank lines and a byte order mark are skipped.
+    """Yield (line number, object) of a file or its gzipped copy; blank lines and a byte order mark are skipped.
 
     Raise ValueError naming file and line where a line is not a JSON object in UTF-8, or longer than any of ours.
     """
-    with open(path, "rb") as file:
+    path = stored(path)
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
             if len(line) > LONGEST_LINE:
                 raise ValueError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB; mend or remove this line")

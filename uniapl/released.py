@@ -3,12 +3,14 @@
 A released directory has the same name as the one that would be made, since both are named by their config's hash; the
 study's index then names the released one, and no rule makes it. Released runs come without weights. So a run is taken
 where its evaluation is released too and nothing that is still to be trained goes on from it; else it is trained again,
-with all that goes on from it, so that no result stands beside weights that it does not come from.
+with all that goes on from it, so that no result stands beside weights that it does not come from. An evaluation may
+have been released with more tasks than the study asks for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +27,26 @@ READ: dict[str, tuple[str, ...]] = {
 READ_OF_POLAR = ("probe.json",)  # which has no head
 
 
-def find_released(artifact: Artifact, root: Path, folders: Sequence[Path]) -> Path | None:
-    """Where an artifact was released, with all that stages read of it."""
+def find_released(artifact: Artifact, root: Path, folder: Path) -> Path | None:
+    """Where in `folder` an artifact was released, with all that stages read of it."""
     place = artifact.directory.relative_to(root)
     polar = artifact.config.get("discriminator", {}).get("kind") == "polar" and place.parts[0] == "discriminator"
     needed = ("manifest.json", "config.json", *(READ_OF_POLAR if polar else READ.get(place.parts[0], ())))
-    return next((f / place for f in folders if all((f / place / name).is_file() for name in needed)), None)
+    if all((folder / place / name).is_file() for name in needed):
+        return folder / place
+    return _of_more_tasks(artifact, folder / place) if isinstance(artifact, Evaluation) else None
+
+
+def _of_more_tasks(evaluation: Evaluation, place: Path) -> Path | None:
+    """The same evaluation but for tasks beside its own: its name has another hash, since its config has them."""
+    named, seed = place.parent, place.name
+    for manifest in sorted(named.parent.glob(f"{named.name.rpartition('-')[0]}-*/{seed}/manifest.json")):
+        config = json.loads((manifest.parent / "config.json").read_text(encoding="utf-8"))
+        tasks = config["evaluation"]["tasks"]
+        wanted = [task for task in tasks if task in evaluation.config["evaluation"]["tasks"]]
+        if config | {"evaluation": config["evaluation"] | {"tasks": wanted}} == evaluation.config:
+            return manifest.parent
+    return None
 
 
 def again(plan: Plan, found: dict[Path, Path]) -> set[Path]:
@@ -45,9 +61,9 @@ def again(plan: Plan, found: dict[Path, Path]) -> set[Path]:
         trained |= more
 
 
-def with_released(plan: Plan, folders: Sequence[Path]) -> Plan:
-    """The plan with the directories of what is taken from `folders`, of which the first that has one counts."""
-    places = {a.directory: find_released(a, plan.root, folders) for a in plan.artifacts()}
+def with_released(plan: Plan, folder: Path) -> Plan:
+    """The plan with the directories of what is taken from `folder`, a scale's released results."""
+    places = {a.directory: find_released(a, plan.root, folder) for a in plan.artifacts()}
     found = {directory: place for directory, place in places.items() if place is not None}
     trained = again(plan, found)
     bases = [e for e in plan.evaluations if e.run is None]

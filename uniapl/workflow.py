@@ -52,7 +52,6 @@ class Settings:
     source: str
     results: Path
     accept_missing: bool
-    released: str | None
     overrides: dict[str, Any]
 
 
@@ -65,7 +64,6 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     scale = str(overrides.pop("scale", read_yaml(CONFIG / "default.yaml").get("scale", "auto")))
     source = str(overrides.pop("source", "run"))
     results = Path(str(overrides.pop("results", "results")))
-    released = overrides.pop("released", None)
     accepted = str(overrides.pop("accept_missing", False)).lower()
     if accepted not in ("true", "false"):
         raise ConfigError(f"--config: accept_missing = {accepted!r}: give true or false")
@@ -74,12 +72,8 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     if source not in SOURCES:
         raise ConfigError(f"--config: source = {source!r}: unknown; known: {', '.join(SOURCES)}")
     if source == "released" and overrides:
-        raise ConfigError(
-            f"--config: {sorted(overrides)[0]}: source=released takes only scale, released and results; remove it"
-        )
-    if released is not None and (source != "released" or Path(str(released)).name != str(released)):
-        raise ConfigError(f"--config: released = {released!r}: with source=released, a folder of {results}/released")
-    return Settings(scale, source, results, accepted == "true", released, overrides)
+        raise ConfigError(f"--config: {sorted(overrides)[0]}: source=released takes only scale and results; remove it")
+    return Settings(scale, source, results, accepted == "true", overrides)
 
 
 def missing_here(study: Study) -> list[str]:
@@ -183,8 +177,8 @@ def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
         except ValueError as error:
             raise ConfigError(str(error)) from None
         plan = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
-        folders = released_folders(settings.results, scale)
-        plans[planned] = with_released(plan, folders) if settings.source == "released+local" else plan
+        taken = settings.source == "released+local"
+        plans[planned] = with_released(plan, settings.results / "released" / scale) if taken else plan
     return plans
 
 
@@ -232,16 +226,11 @@ def check_tracking(plan: Plan) -> None:
         raise ConfigError(lacking)
 
 
-def released_folders(results: Path, scale: str) -> list[Path]:
-    """Where `released+local` looks: results of the scale's matrix, then of the study alone."""
-    return [results / "released" / name for name in (f"{scale}-matrix", scale)]
-
-
 def read_released(root: Path) -> dict[str, Any]:
     """The index of released results. Raise ConfigError where there are none."""
     path = root / "study.json"
     if not path.exists():
-        raise ConfigError(f"{path} is missing: no results of this name were released; remove source=released")
+        raise ConfigError(f"{path} is missing: no results of this scale were released; remove source=released")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

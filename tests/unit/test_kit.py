@@ -46,8 +46,8 @@ def test_stages_find_what_was_made_with_the_teacher_in_an_unpacked_kit(tmp_path:
     folder = tmp_path / "released" / "laptop"
     for kind in ("demonstrations", "discriminator"):
         wanted = Artifact(root / kind / "smollm2_135m-00000000", {})
-        assert find_released(wanted, root, [folder]) == folder / kind / "smollm2_135m-00000000"
-    assert find_released(Artifact(root / "autoif/00000000", {}), root, [folder]) == folder / "autoif/00000000"
+        assert find_released(wanted, root, folder) == folder / kind / "smollm2_135m-00000000"
+    assert find_released(Artifact(root / "autoif/00000000", {}), root, folder) == folder / "autoif/00000000"
     text = hashlib.sha256(b"Say it.").hexdigest()
     assert f"heldout,heldout-0,{text}" in (folder / "prompts.csv").read_text().splitlines()
     assert (folder / "locks/lock.txt").read_text() == (REPOSITORY / "requirements/lock.txt").read_text()

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
 from tests.unit.conftest import build_study
 from uniapl.analysis import release as module
-from uniapl.analysis.collect import read_study
+from uniapl.analysis.collect import Study, read_study
 from uniapl.analysis.release import release
+from uniapl.analysis.render import to_csv
 from uniapl.analysis.tables import all_tables
+from uniapl.analysis.trace import trace
 
 PROJECT = Path(__file__).resolve().parents[2]
 LAPTOP = PROJECT / "results" / "released" / "laptop"
+BY_MAKE = {"base", "sft", "grpo", "sft.grpo", "uniapl", "grpo.grpo"}  # what the target `all` evaluates, of seed 0
 
 
 def make(root: Path) -> Path:
@@ -90,35 +97,96 @@ def test_a_release_takes_what_came_from_a_release_under_its_own_name(tmp_path: P
     assert not any(e["directory"].startswith("..") for e in read_study(old).index["evaluations"])
 
 
+def test_what_variants_wrote_is_gzipped_and_reads_as_before_also_by_trace_and_a_release_of_it(tmp_path: Path) -> None:
+    root, old = tmp_path / "laptop", tmp_path / "released" / "laptop"
+    build_study(root, variants={"lambda_adv.5": 10})
+    (root / "heldout_log.jsonl").write_text('{"task": "heldout"}\n')
+    release(root, old)
+    packed = {path.relative_to(old).parts[3] for path in old.rglob("*.jsonl.gz")}
+    assert packed == {"lambda_adv.5-00000000"}
+    assert not list(old.glob("*/*/*/lambda_adv*/*/*.jsonl"))
+    before, study = read_study(root), read_study(old)
+    assert study.answers.equals(before.answers)
+    assert study.metrics.equals(before.metrics)
+    text = [to_csv(table) for table in all_tables(study)]
+    assert text == [to_csv(table) for table in all_tables(before)]
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(trace(old, 6, "variant=lambda_adv.5,task=heldout", "prompt_strict"))
+    assert "heldout.jsonl.gz (20 records)" in console.export_text()
+    first = {path.relative_to(old): path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    shutil.copytree(old, tmp_path / "again" / "laptop")
+    release(tmp_path / "again" / "laptop", old)
+    assert {path.relative_to(old): path.read_bytes() for path in old.rglob("*") if path.is_file()} == first
+
+
 def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 100)
     with pytest.raises(ValueError, match="more than"):
         release(make(tmp_path / "laptop"), tmp_path / "released" / "laptop")
-    assert not (tmp_path / "released").exists()
-
-
-MATRIX = LAPTOP.with_name("laptop-matrix")
-
-
-@pytest.mark.skipif(not MATRIX.exists(), reason="no matrix has been released")
-def test_the_page_on_results_shows_the_released_tables_and_how_much_is_not_run() -> None:
-    page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
-    for number in (10, 11):
-        made = (MATRIX / f"tables/table{number}.md").read_text(encoding="utf-8")
-        grids = [part.strip() for part in made.split("\n\n") if part.startswith("| ")]
-        assert all(grid in page for grid in grids), number
-    index = json.loads((MATRIX / "study.json").read_text())
-    made, left = len(index["evaluations"]), len(index["not_run"])
-    assert f"{made} of the {made + left} are there" in page
-    assert {table.number for table in all_tables(read_study(MATRIX))} >= {1, 2, 3, 4, 5, 10, 11}
+    assert not list((tmp_path / "released").iterdir())
 
 
 @pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
-def test_the_readme_shows_the_released_table_and_its_date() -> None:
+def test_the_page_on_results_shows_the_released_tables_and_how_much_is_not_run() -> None:
+    page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
+    index = json.loads((LAPTOP / "study.json").read_text())
+    for number in {10, 11} | {int(name[5]) for name in map(str, (LAPTOP / "tables").glob("table[6-9].md"))}:
+        made = (LAPTOP / f"tables/table{number}.md").read_text(encoding="utf-8")
+        grids = [part.strip() for part in made.split("\n\n") if part.startswith("| ")]
+        assert all(grid in page for grid in grids), number
+    for kind in ("main", "variants"):
+        made, left = (
+            sum((e["variant"] == "main") == (kind == "main") for e in index[of]) for of in ("evaluations", "not_run")
+        )
+        assert f"{made} of the {made + left} {kind}" in page
+    assert {table.number for table in all_tables(read_study(LAPTOP))} >= {1, 2, 3, 4, 5, 10, 11}
+
+
+def summary(study: Study) -> str:
+    """The README's table: all seeds of the main runs, of Table 1, and seed 0 alone, which is what `make` trains."""
+
+    def shown(row: pd.Series, column: str) -> str:
+        values = [row[name] for name in (column, f"{column}_low", f"{column}_high")]
+        if any(pd.isna(value) for value in values):
+            return "—"
+        sign = "+" if "_minus_" in column else ""
+        value, low, high = (
+            f"{100 * value:{s}.1f}".replace("-", "−") for value, s in zip(values, (sign, "", ""), strict=True)
+        )
+        return f"{value} [{low}, {high}]"
+
+    table = pd.read_csv(LAPTOP / "tables/table1.csv").query("group == 'all'")
+    ifbench = table.query("task == 'ifbench'").set_index("method")
+    seed_0 = study.answers.query("task == 'heldout' and variant == 'main' and seed == 0")
+    first = seed_0.groupby("method").prompt_strict.mean()
+    header = (
+        "Method",
+        "Seeds",
+        "Held-out, %",
+        "− GRPO, points",
+        "IFBench, %",
+        "Seed 0, %",
+        "Tokens trained",
+        "Seconds",
+    )
+    lines = ["| " + " | ".join(header) + " |", "| --- | ---: | --- | --- | --- | ---: | ---: | ---: |"]
+    for _, row in table.query("task == 'heldout'").iterrows():
+        base = row.method == "base"
+        name = f"{row.label} *" if row.method in BY_MAKE else row.label
+        cells = (
+            name, "—" if base else f"{row.num_seeds:.0f}", shown(row, "prompt_strict"),
+            shown(row, "prompt_strict_minus_grpo"), shown(ifbench.loc[row.method], "prompt_strict"),
+            f"{100 * first[row.method]:.1f}", "—" if base else f"{row.tokens_trained:,.0f}",
+            "—" if base else f"{row.seconds:.0f}",
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
+def test_the_readme_shows_the_released_table_and_its_dates() -> None:
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
-    grids = [part for part in (LAPTOP / "tables/table1.md").read_text(encoding="utf-8").split("\n\n") if part[0] == "|"]
-    assert len(grids) == 2
-    for grid in grids:
-        assert grid.strip() in readme
+    study = read_study(LAPTOP)
+    assert summary(study) in readme, summary(study)
     looks = (LAPTOP / "heldout_log.jsonl").read_text().splitlines()
     assert {json.loads(look)["time"][:10] for look in looks} <= set(re.findall(r"\d{4}-\d\d-\d\d", readme))

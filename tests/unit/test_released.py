@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
 from uniapl.released import describe, with_released
-from uniapl.workflow import read_released, read_settings, upstream
+from uniapl.workflow import read_released, upstream
 
 
 def a_plan(root: Path, **values: Any) -> Plan:
@@ -24,7 +25,8 @@ def put(folder: Path, plan: Plan, artifacts: list[Artifact]) -> None:
         place = folder / artifact.directory.relative_to(plan.root)
         place.mkdir(parents=True)
         names = ("demonstrations.jsonl", "samples.jsonl", "head.safetensors", "prompts.jsonl")
-        for name in ("manifest.json", "config.json", *names):
+        (place / "config.json").write_text(json.dumps(artifact.config))
+        for name in ("manifest.json", *names):
             (place / name).write_text("{}")
 
 
@@ -37,12 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "released" / "smoke"
 
 
-def test_a_released_study_is_named_by_its_folder_and_only_to_be_read(tmp_path: Path) -> None:
-    assert read_settings({"source": "released", "released": "laptop-matrix"}).released == "laptop-matrix"
-    assert read_settings({"source": "released"}).released is None
-    for wrong in ({"released": "laptop-matrix"}, {"source": "released", "released": "../elsewhere"}):
-        with pytest.raises(ConfigError, match="with source=released, a folder of results/released"):
-            read_settings(wrong)
+def test_without_a_release_there_is_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"released/laptop/study\.json is missing"):
         read_released(tmp_path / "released" / "laptop")
 
@@ -50,7 +47,7 @@ def test_a_released_study_is_named_by_its_folder_and_only_to_be_read(tmp_path: P
 def test_a_study_that_was_released_whole_makes_nothing(tmp_path: Path, folder: Path) -> None:
     plan = a_plan(tmp_path, methods="sft,sft.grpo,uniapl")
     put(folder, plan, plan.artifacts())
-    taken = with_released(plan, [folder])
+    taken = with_released(plan, folder)
     assert not [a.directory for a in taken.artifacts() if not a.directory.is_relative_to(folder)]
     index = study_index(taken)
     assert all(e["directory"].startswith("../released/smoke/") for e in (*index["runs"], *index["evaluations"]))
@@ -63,7 +60,7 @@ def test_what_a_new_run_goes_on_from_is_trained_again_with_all_that_goes_on_from
 ) -> None:
     old = a_plan(tmp_path, methods="sft,grpo,sft.grpo", seeds="0,1")
     put(folder, old, old.artifacts())
-    taken = with_released(a_plan(tmp_path, methods="sft,grpo,sft.grpo,sft.a_grpo", seeds="0,1"), [folder])
+    taken = with_released(a_plan(tmp_path, methods="sft,grpo,sft.grpo,sft.a_grpo", seeds="0,1"), folder)
     # sft.a_grpo is new and goes on from sft, whose weights were not released; so sft.grpo is made again too
     assert made(taken) == {f"{path} main {seed}" for path in ("sft", "sft.grpo", "sft.a_grpo") for seed in (0, 1)}
     assert all(run.parent.directory.is_relative_to(taken.root) for run in taken.runs if run.parent)
@@ -78,8 +75,20 @@ def test_what_a_new_run_goes_on_from_is_trained_again_with_all_that_goes_on_from
 def test_another_evaluation_needs_the_weights(tmp_path: Path, folder: Path) -> None:
     old = a_plan(tmp_path, methods="grpo")
     put(folder, old, old.artifacts())
-    changed = with_released(a_plan(tmp_path, methods="grpo", evals="development,heldout"), [folder])
+    changed = with_released(a_plan(tmp_path, methods="grpo", evals="development,heldout"), folder)
     assert made(changed) == {"grpo main 0"}
+
+
+def test_an_evaluation_of_more_tasks_will_do_and_nothing_else_of_it_may_differ(tmp_path: Path, folder: Path) -> None:
+    old = a_plan(tmp_path, methods="grpo", evals="development,heldout,ifbench")
+    put(folder, old, old.artifacts())
+    fewer = with_released(a_plan(tmp_path, methods="grpo", evals="development,ifbench"), folder)
+    assert not made(fewer)
+    assert {e.directory for e in fewer.evaluations} == {
+        folder / e.directory.relative_to(old.root) for e in old.evaluations
+    }
+    longer = {"evaluation": {"tasks": ["development", "ifbench"], "ifbench_max_new_tokens": 5}}
+    assert made(with_released(a_plan(tmp_path, methods="grpo", **longer), folder)) == {"grpo main 0"}
 
 
 def test_a_directory_without_what_stages_read_of_it_is_made(tmp_path: Path, folder: Path) -> None:
@@ -87,7 +96,7 @@ def test_a_directory_without_what_stages_read_of_it_is_made(tmp_path: Path, fold
     put(folder, plan, plan.artifacts())
     name = plan.demonstrations["tiny_qwen3"].directory.name
     (folder / "demonstrations" / name / "demonstrations.jsonl").unlink()
-    taken = with_released(plan, [folder])
+    taken = with_released(plan, folder)
     assert taken.demonstrations["tiny_qwen3"] == plan.demonstrations["tiny_qwen3"]
 
 
@@ -97,7 +106,7 @@ def test_what_a_teacher_wrote_is_taken_and_the_prompts_are_made_from_it(tmp_path
     assert plan.autoif is not None
     judge, demonstrations = plan.discriminators["tiny_qwen3"], plan.demonstrations["tiny_qwen3"]
     put(folder, plan, [plan.autoif, judge, demonstrations])
-    taken = with_released(plan, [folder])
+    taken = with_released(plan, folder)
     assert study_index(taken)["autoif"] == f"../released/smoke/autoif/{plan.autoif.directory.name}"
     assert taken.demonstrations["tiny_qwen3"].directory.is_relative_to(folder)
     assert taken.data.directory == plan.data.directory, "it is made here"
@@ -106,4 +115,4 @@ def test_what_a_teacher_wrote_is_taken_and_the_prompts_are_made_from_it(tmp_path
     assert str(plan.autoif.directory) not in reads, "a rule would ask the teacher"
     assert taken.discriminators["tiny_qwen3"] == judge, "POLAR has a text to be held against, which is not there"
     (folder / "discriminator" / judge.directory.name / "probe.json").write_text("{}")
-    assert with_released(plan, [folder]).discriminators["tiny_qwen3"].directory.is_relative_to(folder)
+    assert with_released(plan, folder).discriminators["tiny_qwen3"].directory.is_relative_to(folder)

@@ -18,7 +18,7 @@ import pandas as pd
 from uniapl.analysis.labels import BASE, method_label, method_order
 from uniapl.analysis.stats import Resampling
 from uniapl.config import ClaimSpec
-from uniapl.records import HELDOUT_LOG, read_jsonl
+from uniapl.records import HELDOUT_LOG, read_jsonl, stored
 
 MAIN = "main"  # the variant that is no ablation
 RECORD_TASKS = (
@@ -305,7 +305,7 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 
 def _existing(path: Path) -> Path:
-    if not path.exists():
+    if not stored(path).exists():
         raise ValueError(
             f"{path} is missing although its directory is finished; restore it, or delete the directory and run"
             " snakemake again"
@@ -352,7 +352,7 @@ def _read_answers(path: Path, manifest: dict[str, Any], task: str, identity: dic
 
 def _read_expert(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """The expert's held-out answers; an evaluation without a held-out task has none."""
-    if not path.exists():
+    if not stored(path).exists():
         return []
     return [identity | {key: row.get(key) for key in EXPERT_KEYS} for _, row in read_jsonl(path)]
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from uniapl.model_card import finished_evaluations
 from uniapl.provenance import content_hash, read_config, read_manifest, root_of
-from uniapl.runlog import read_rows
+from uniapl.records import read_jsonl
 
 COSTS = ("steps", "tokens_generated", "tokens_trained", "train_seconds", "peak_memory_bytes")
 METRICS = (
@@ -72,7 +72,8 @@ def compare(first: Path, second: Path) -> list[Table]:
 
 
 def _last(run: Path, key: str) -> float | None:
-    return next((row[key] for row in reversed(read_rows(run / "metrics.jsonl")) if row.get(key) is not None), None)
+    values = [row[key] for _, row in read_jsonl(run / "metrics.jsonl") if row.get(key) is not None]
+    return values[-1] if values else None
 
 
 def _shown(value: Any) -> str:

@@ -1,26 +1,28 @@
 """Copy what tables and figures are rebuilt from (configs, manifests, records, metrics), and them; no weights.
 
-    python -m uniapl.analysis.release results/laptop [--partial --name laptop-matrix]
+    python -m uniapl.analysis.release results/laptop [--partial]
 
 fills results/released/laptop, from which `snakemake tables figures --config source=released` starts, and where
 `source=released+local` finds what need not be made. The copy is read back as a study before it takes the place of an
 older one. With `--partial` a study that is still being made is copied as far as it is finished, and its index says what
-is not run. Demonstrations and the heads of discriminators are copied too, so that others train on the same ones.
+is not run. Demonstrations and the heads of discriminators are copied too, so that others train on the same ones. What
+variants logged and answered is gzipped, since they are many.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from uniapl.analysis.collect import read_study
+from uniapl.analysis.collect import MAIN, read_study
 from uniapl.entry import run_guarded
 from uniapl.provenance import write_whole
-from uniapl.records import HELDOUT_LOG
+from uniapl.records import HELDOUT_LOG, stored
 
 MOST_BYTES = 40_000_000
 OWN_PROMPTS = {"development.jsonl", "heldout.jsonl"}
@@ -72,10 +74,13 @@ def released_files(root: Path, index: dict[str, Any]) -> dict[Path, Path]:
     directories += [model["directory"] for model in index["models"].values()] + index.get("others", [])
     directories += [entry["directory"] for entry in (*index["runs"], *index["evaluations"])]
     answers = {f"{task}.jsonl" for task in index["tasks"]}
+    of_variants = {e["directory"] for e in (*index["runs"], *index["evaluations"]) if e["variant"] != MAIN}
     files = {}
     for directory in directories:
         prompts = OWN_PROMPTS if directory == index["data"] else answers  # a benchmark's prompts are not ours to copy
-        files |= {Path(own_name(directory)) / name: root / directory / name for name in sorted({*RECORDS, *prompts})}
+        for name in sorted({*RECORDS, *prompts}):
+            packed = ".gz" if directory in of_variants and name.endswith(".jsonl") else ""
+            files[Path(own_name(directory)) / f"{name}{packed}"] = stored(root / directory / name)
     for pattern in ("benchmarks/**/*.tsv", "tables/*", "figures/*.png"):
         files |= {path.relative_to(root): path for path in sorted(root.glob(pattern))}
     files[Path(HELDOUT_LOG)] = root / HELDOUT_LOG
@@ -90,17 +95,20 @@ def release(root: Path, target: Path, *, partial: bool = False) -> int:
     if partial:
         index = finished_part(root, index)
     files = released_files(root, index)
-    size = sum(path.stat().st_size for path in files.values())
-    if size > MOST_BYTES:
-        raise ValueError(f"{root}: its records are {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
     fresh = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     for place, path in files.items():
         (fresh / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, fresh / place)
+        if place.suffix == path.suffix:
+            shutil.copyfile(path, fresh / place)
+        else:
+            (fresh / place).write_bytes(gzip.compress(path.read_bytes(), mtime=0))
     text = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
     write_whole(fresh / "study.json", text + "\n")
-    size += (fresh / "study.json").stat().st_size
+    size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
+    if size > MOST_BYTES:
+        shutil.rmtree(fresh)
+        raise ValueError(f"{root}: its records are {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}")
     study = read_study(fresh)
     modified = [d for d, manifest in study.manifests.items() if manifest.get("code", {}).get("modified")]
     if modified:
@@ -114,13 +122,12 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Copy a finished study's records to results/released.")
     parser.add_argument("root", type=Path, help="results/<scale>")
-    parser.add_argument("--name", help="folder in results/released; the scale's, if none is given")
     parser.add_argument("--partial", action="store_true", help="of a study that is not finished, what is")
     options = parser.parse_args()
     root: Path = options.root
 
     def action() -> None:
-        target = root.resolve().parent / "released" / (options.name or root.resolve().name)
+        target = root.resolve().parent / "released" / root.resolve().name
         size = release(root, target, partial=options.partial)
         study = read_study(target)
         left = len(study.index.get("not_run", []))

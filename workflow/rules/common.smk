@@ -34,8 +34,7 @@ try:
     SETTINGS = study_workflow.read_settings(config)
     if SETTINGS.source == "released":
         SCALE = "laptop" if SETTINGS.scale == "auto" else SETTINGS.scale
-        NAME = SETTINGS.released or SCALE
-        ROOT, OUTPUT = f"{SETTINGS.results}/released/{NAME}", f"{SETTINGS.results}/rebuilt/{NAME}"
+        ROOT, OUTPUT = f"{SETTINGS.results}/released/{SCALE}", f"{SETTINGS.results}/rebuilt/{SCALE}"
         INDEX = study_workflow.read_released(Path(ROOT))
     else:
         SCALE, NOTE = study_workflow.choose_scale(SETTINGS)
