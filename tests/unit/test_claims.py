@@ -246,6 +246,21 @@ def test_what_another_expert_costs_is_a_table_of_methods(tmp_path: Path, study_b
     assert "table9.md" not in table_files(study_builder(tmp_path / "without", variants={"lambda_adv.5": 2}))
 
 
+def test_what_is_not_run_of_an_ablation_says_so(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, seeds=(0, 1), variants={"teacher.violating": 6})
+    left = [("uniapl", "teacher.violating", 2), ("sft", "teacher.violating", 0), ("uniapl", "lambda_adv.5", 0)]
+    not_run = [{"model": "smollm2_135m", "method": m, "variant": v, "seed": s} for m, v, s in left]
+    (tmp_path / "study.json").write_text(json.dumps(index | {"not_run": not_run}))
+    study = read_study(tmp_path)
+    ((_, ablations),) = tables.table6(study).blocks[0].sections
+    told = {row[:2]: row[2:4] for row in ablations}
+    assert told["UniAPL", "teacher.violating"][0] == "2 of 3"
+    assert told["UniAPL", "lambda_adv.5"] == told["SFT", "teacher.violating"] == ("0 of 1", "not run")
+    ((_, (experts,)),) = tables.table9(study).blocks[0].sections
+    assert experts[:2] == ("violating", "not run")
+    assert experts[2].startswith("−")
+
+
 def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None:
     def scores(base: float, uniapl: float) -> dict[str, Any]:
         rows = {"base": base, "uniapl": uniapl}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
     NO_CELL,
+    NOT_RUN,
     adjusted,
     fields,
     interval_note,
@@ -75,22 +77,24 @@ def _gap(study: Study, model: str, method: str, variant: str) -> Estimate:
 def table6(study: Study) -> Table:
     """Ablations: every variant against the main run of the same method."""
     of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
-    records, rows = [], []
+    records, rows = [], {}
     ablated = [e for e in study.index["evaluations"] if e["variant"] != MAIN]
     pairs = {(e["model"], e["method"]) for e in ablated}
     entries = [e for e in study.index["evaluations"] if (e["model"], e["method"]) in pairs]
     asked = {(e["model"], e["method"], e["variant"]) for e in entries}
-    variants = sorted(asked, key=lambda one: (*one[:2], one[2] != MAIN, one[2]))
+    variants = sorted(asked, key=_place)
+    left = _left(study)
     for (model, method, variant), told in zip(variants, _told(study, [_gap(study, *v) for v in variants]), strict=True):
         accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
         spread = _between_seeds(study, model, method, of, variant, accuracy)
         length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
         cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
         last = _last_metrics(study, model, method, variant)
+        num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
         seen = told.gap.smallest_seen(confidence=study.claims.confidence)
         records.append(
             {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
-            | {"num_seeds": len(study.evaluations(model, method, variant))}
+            | {"num_seeds": num_seeds}
             | fields(accuracy, "prompt_strict")
             | told.fields("prompt_strict_minus_main")
             | {"smallest_seen": traced(seen, told.gap, "_seen")}
@@ -101,24 +105,28 @@ def table6(study: Study) -> Table:
         )
         shown = (plain_number(length.value, 1) or NO_CELL, plain_number(100 * cut.value, 1) or NO_CELL)
         ends = tuple(plain_number(last[key], 3) or NO_CELL for key in ("kl/start_nats", "entropy/mean_nats"))
-        rows.append(
-            (
-                *model_cell(study, model),
-                study.label(method),
-                variant,
-                percent(accuracy),
-                points(told.gap) + (f"; Holm {p_value(told.p_holm)}" if math.isfinite(told.p_holm) else ""),
-                plain_number(100 * seen, 1) or NO_CELL,
-                told.word or NO_CELL,
-                percent(spread),
-                *shown,
-                *ends,
-            )
+        rows[model, method, variant] = (
+            *model_cell(study, model),
+            study.label(method),
+            variant,
+            f"{num_seeds} of {num_seeds + missing}" if missing else str(num_seeds),
+            percent(accuracy),
+            points(told.gap) + (f"; Holm {p_value(told.p_holm)}" if math.isfinite(told.p_holm) else ""),
+            plain_number(100 * seen, 1) or NO_CELL,
+            told.word or NO_CELL,
+            percent(spread),
+            *shown,
+            *ends,
         )
+    for model, method, variant in left.keys() - rows.keys():
+        if variant != MAIN:
+            name = (*model_cell(study, model), study.label(method), variant)
+            rows[model, method, variant] = (*name, f"0 of {left[model, method, variant]}", NOT_RUN, *[NO_CELL] * 8)
     columns = (
         *model_column(study),
         "Method",
         "Variant",
+        "Seeds",
         f"{of.title}, prompt strict, %",
         "− main run, points",
         f"{stats.POWER:.0%} power from, points",
@@ -139,7 +147,19 @@ def table6(study: Study) -> Table:
         " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
         " in the update, which without an adversarial term leaves out groups of equal rewards.",
     )
-    return make_table(6, "Ablations", [Block(columns, (("", tuple(rows)),))], records, notes)
+    ordered = tuple(rows[key] for key in sorted(rows, key=_place))
+    return make_table(6, "Ablations", [Block(columns, (("", ordered),))], records, notes)
+
+
+def _place(one: tuple[str, str, str]) -> tuple[str, str, bool, str]:
+    """Of a model, method and variant: the main run before its variants."""
+    model, method, variant = one
+    return model, method, variant != MAIN, variant
+
+
+def _left(study: Study) -> Counter[tuple[str, str, str]]:
+    """How many models of a method's variant are not run."""
+    return Counter((e["model"], e["method"], e["variant"]) for e in study.index.get("not_run", ()))
 
 
 def _between_seeds(study: Study, model: str, method: str, of: Evaluation, variant: str, accuracy: Estimate) -> Estimate:
@@ -169,15 +189,16 @@ def table9(study: Study) -> Table:
     told = dict(
         zip(asked, _told(study, [_gap(study, model, method, variant) for model, variant, method in asked]), strict=True)
     )
-    records, rows = [], []
-    taught = {method for _, _, method in asked}
+    records, rows, left = [], [], _left(study)
+    taught = {method for _, _, method in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
     methods = [m for m in dict.fromkeys(m for name in study.models for m in study.methods(name)) if m in taught]
-    for model, variant in dict.fromkeys((model, variant) for model, variant, _ in asked):
+    unasked = [(model, variant) for model, _, variant in left if variant.startswith(OTHER_EXPERTS)]
+    for model, variant in dict.fromkeys([*((model, variant) for model, variant, _ in asked), *unasked]):
         expert, cells = variant.removeprefix(OTHER_EXPERTS), []
         for method in methods:
             one = told.get((model, variant, method))
             if one is None or not one.word:
-                cells.append(NO_CELL)
+                cells.append(NOT_RUN if left[model, method, variant] else NO_CELL)
                 continue
             cells.append(f"{points(one.gap)}; Holm {p_value(one.p_holm)}, {one.word}")
             records.append(

@@ -14,6 +14,7 @@ from uniapl.analysis.sources import SOURCE, Traced, joined, with_row_source
 from uniapl.analysis.stats import Estimate
 
 NO_CELL = "—"
+NOT_RUN = "not run"
 
 
 def percent(estimate: Estimate) -> str:

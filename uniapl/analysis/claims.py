@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons
 from uniapl.analysis.capability import general_score
+from uniapl.analysis.cells import NOT_RUN
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import LAMBDA, general_tasks
 from uniapl.analysis.stats import EMPTY, Estimate, MeanError, holm
 
-SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
+SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
 # Statements and sources as docs/paper_map.md quotes them: [A] the abstract on arXiv, [O] OpenReview.
 STATEMENTS = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
     NO_CELL,
+    NOT_RUN,
     adjusted,
     amount,
     fields,
@@ -70,7 +71,7 @@ def table11(study: Study) -> Table:
         for one in OPPONENTS:
             against = study.label(BASELINE if one.method == EQUAL_COMPUTE else one.method)
             if one not in there:
-                rows.append((*model_cell(study, model), against, one.equal, *["not run"] * (len(COSTS) + 2)))
+                rows.append((*model_cell(study, model), against, one.equal, *[NOT_RUN] * (len(COSTS) + 2)))
                 continue
             gap, p_holm = gaps[there.index(one)], by_holm[there.index(one)]
             theirs = path_costs(study, model, one.method, variant=one.variant)

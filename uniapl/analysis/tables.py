@@ -21,6 +21,7 @@ from uniapl.analysis.ablations import table6, table9
 from uniapl.analysis.capability import table8
 from uniapl.analysis.cells import (
     NO_CELL,
+    NOT_RUN,
     adjusted,
     amount,
     fields,
@@ -33,7 +34,7 @@ from uniapl.analysis.cells import (
     points,
     traced,
 )
-from uniapl.analysis.claims import NOT_RUN, findings
+from uniapl.analysis.claims import findings
 from uniapl.analysis.collect import MAIN, Study, read_study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.costs import path_costs, table11

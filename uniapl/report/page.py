@@ -15,7 +15,8 @@ from markupsafe import Markup, escape
 
 from uniapl import __version__
 from uniapl.analysis import comparisons
-from uniapl.analysis.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED
+from uniapl.analysis.cells import NOT_RUN
+from uniapl.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
 from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
