@@ -45,7 +45,7 @@ def _answers(method: str, solved: int, task: str, seed: int) -> list[dict[str, A
         passed = i < solved
         followed = [passed] if task == "ifbench" else [True, passed]
         kinds = ["custom:kind"] if task == "ifbench" else ["always:met", "seen:kind" if i % 2 == 0 else "unseen:kind"]
-        tokens = _expert_tokens(i) + LONGER[method] + (seed % 2)
+        tokens = _expert_tokens(i) + LONGER.get(method, 3) + (seed % 2)
         rows.append({
             "doc_id": i, "prompt_id": f"{task}-{i}", "group": "seen" if i % 2 == 0 else "unseen", "kinds": kinds,
             "response": "x", "num_tokens": tokens, "truncated": method == "base" and i < 3, "status": "ok",
@@ -153,7 +153,7 @@ def _evaluate(
     counts = {}
     for task in index["tasks"]:
         if task in ("heldout", "development", "ifbench", "ifeval"):
-            rows = _answers(method, SOLVED_IFBENCH[method] if task == "ifbench" else solved, task, seed)
+            rows = _answers(method, SOLVED_IFBENCH.get(method, 1) if task == "ifbench" else solved, task, seed)
             _jsonl(root / directory / f"{task}.jsonl", rows)
             counts[task] = {"num_prompts": len(rows)}
     expert = [

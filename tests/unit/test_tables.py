@@ -173,6 +173,24 @@ def test_the_best_and_all_that_a_test_does_not_tell_apart_from_it_are_bold(
     assert r"\textbf{80.0 [" in (tmp_path / "tables/table10.tex").read_text()
 
 
+def test_each_method_with_the_adversarial_term_is_held_against_the_same_without(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    solved = {"grpo": 8, "a_grpo": 12, "a_sft.a_grpo": 9, "uniapl": 16, "chord_mu": 10, "sft": 3}
+    index = study_builder(tmp_path, methods=tuple(solved), solved={"base": 2} | solved)
+    assert "table12.csv" in table_files(index)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(r["method"], r["task"]): r for r in records(tmp_path / "tables", 12)}
+    pairs = {(row["method"], row["without"]) for row in found.values()}
+    assert pairs == {("a_grpo", "grpo"), ("uniapl", "chord_mu")}, "sft.grpo is not there"
+    row = found["uniapl", "heldout"]
+    assert float(row["prompt_strict_minus_without"]) == pytest.approx(0.3)
+    p = sorted(float(r["prompt_strict_minus_without_p"]) for r in found.values())
+    assert p[0] == pytest.approx(2 / 2**6)  # six prompts of UniAPL alone: McNemar's exact test
+    assert float(row["prompt_strict_minus_without_p_holm"]) == pytest.approx(4 * p[0])
+    assert "table12.csv" not in table_files(study_builder(tmp_path / "none", methods=("grpo", "uniapl")))
+
+
 def test_uniapl_meets_grpo_at_equal_steps_and_seconds_and_says_what_is_not_run(
     tmp_path: Path, study_builder: Builder
 ) -> None:

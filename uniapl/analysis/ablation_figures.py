@@ -14,10 +14,9 @@ from uniapl.analysis import comparisons
 from uniapl.analysis.claims import lambda_variants
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of, run_config
 from uniapl.analysis.drawing import WIDTH_INCHES, finish
-from uniapl.analysis.labels import UNIAPL, colour
+from uniapl.analysis.labels import CHORD, UNIAPL, colour
 from uniapl.analysis.outputs import SWITCH
 
-WITHOUT = "chord_mu"  # UniAPL with weight 0
 STAGED = "sft.grpo"
 Side = tuple[str, str]  # method and variant
 SEED_DOTS = {"marker": "o", "linestyle": "", "markersize": 3.0, "markerfacecolor": "white", "zorder": 3}
@@ -26,8 +25,8 @@ SEED_DOTS = {"marker": "o", "linestyle": "", "markersize": 3.0, "markerfacecolor
 def figure8(study: Study, model: str) -> tuple[Figure, str]:
     """Accuracy, entropy, diversity and length by the weight of the adversarial term."""
     sides: dict[float, Side] = {}
-    if study.evaluations(model, WITHOUT):
-        sides[0.0] = (WITHOUT, MAIN)
+    if study.evaluations(model, CHORD):
+        sides[0.0] = (CHORD, MAIN)
     for run in rows_of(study.runs, model, UNIAPL)["directory"][:1]:
         weight = run_config(study, run)["path"][-1]["lambda_adv"]
         if isinstance(weight, (int, float)):  # no schedule

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 BASE = "base"
 BASELINE = "grpo"  # the method that UniAPL is compared with
 UNIAPL = "uniapl"
+CHORD = "chord_mu"  # UniAPL with a weight of 0
 EQUAL_COMPUTE = "grpo.grpo"
 EXPERT_COLOUR = "#9a9a9a"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from uniapl.analysis.labels import BASELINE, TASKS, UNIAPL
+from uniapl.analysis.labels import BASELINE, CHORD, TASKS, UNIAPL
 
 TABLES = (1, 2, 3, 4, 5)
 ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE, EXPERT_TABLE, OVERVIEW_TABLE, COST_TABLE = 6, 7, 8, 9, 10, 11
+TERM_TABLE = 12
 OTHER_EXPERTS = "teacher."  # how variants with another expert begin
 FIGURES = (1, 2, 3, 4, 5, 6, 7)
 WEIGHT_FIGURE, SWITCH_FIGURE = 8, 9
@@ -38,18 +39,33 @@ def has_comparison(study_index: dict[str, Any]) -> bool:
     return {UNIAPL, BASELINE} <= {entry["method"] for entry in study_index["evaluations"] if entry["variant"] == "main"}
 
 
+def without_term(method: str) -> str:
+    """The same pipeline without the adversarial term; empty where it has none."""
+    if method == UNIAPL:
+        return CHORD
+    without = ".".join(stage.removeprefix("a_") for stage in method.split("."))
+    return without if without != method else ""
+
+
+def has_term(study_index: dict[str, Any]) -> bool:
+    """Some method was evaluated with and without the adversarial term."""
+    main = {(e["model"], e["method"]) for e in study_index["evaluations"] if e["variant"] == "main"}
+    return any((model, without_term(method)) in main for model, method in main)
+
+
 def general_tasks(study_index: dict[str, Any]) -> list[str]:
     """Tasks of which only lm-eval's accuracies are kept: MMLU and the like."""
     return [task for task in study_index.get("tasks", ()) if task not in TASKS]
 
 
 def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
-    """Tables 1 to 5 and 10; 6 of ablations, 7 of published scores, 8 of general tasks, 9 of other experts, 11 of costs
-    where the study has them."""
+    """Tables 1 to 5 and 10; 6 of ablations, 7 of published scores, 8 of general tasks, 9 of other experts, 11 of costs,
+    12 of the adversarial term where the study has them."""
     optional = (
         (ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)),
         (GENERAL_TABLE, bool(general_tasks(study_index))), (EXPERT_TABLE, has_variants(study_index, OTHER_EXPERTS)),
         (OVERVIEW_TABLE, True), (COST_TABLE, has_comparison(study_index)),
+        (TERM_TABLE, has_term(study_index)),
     )  # fmt: skip
     return (*TABLES, *(number for number, is_there in optional if is_there))
 

@@ -1,4 +1,5 @@
-"""Table 10: one row a method in the order of the paper's tables, one column an evaluation, best and ties by test."""
+"""Table 10: one row a method in the order of the paper's tables, one column an evaluation, best and ties by test.
+Table 12: each method with the adversarial term against the same without it."""
 
 from __future__ import annotations
 
@@ -6,10 +7,21 @@ import math
 from typing import Any
 
 from uniapl.analysis import comparisons, stats
-from uniapl.analysis.cells import adjusted, fields, interval_note, make_table, percent, traced
+from uniapl.analysis.cells import (
+    adjusted,
+    fields,
+    interval_note,
+    make_table,
+    model_cell,
+    model_column,
+    percent,
+    points,
+    traced,
+)
 from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import BASE
+from uniapl.analysis.labels import BASE, p_value
+from uniapl.analysis.outputs import without_term
 from uniapl.analysis.render import BOLD, Block, Table
 
 # As the reviews on OpenReview tell of the paper's tables; how their columns are laid out is not stated.
@@ -85,3 +97,38 @@ def table10(study: Study) -> Table:
     )
     blocks = [Block(columns, tuple(sections))]
     return make_table(10, "Methods in the order of the paper's tables", blocks, records, notes)
+
+
+def table12(study: Study) -> Table:
+    """Each method with the adversarial term minus the same pipeline without it."""
+    evaluations = [of for of in comparisons.evaluations(study) if of.group == "all"]
+    records: list[dict[str, Any]] = []
+    rows = []
+    for model in study.models:
+        pairs = [(m, without_term(m)) for m in study.methods(model) if without_term(m) in study.methods(model)]
+        gaps = {
+            (method, of): comparisons.difference(study, model, method, without, of, "prompt_strict")
+            for method, without in pairs
+            for of in evaluations
+        }
+        by_holm = stats.holm([gap.p for gap in gaps.values()], confidence=study.claims.confidence)
+        told = dict(zip(gaps, by_holm, strict=True))
+        for method, without in pairs:
+            cells = []
+            for of in evaluations:
+                gap = gaps[method, of]
+                p = adjusted(told[method, of], gap, list(gaps.values()))
+                cells.append(f"{points(gap)}; Holm {p_value(p)}" if math.isfinite(gap.p) else points(gap))
+                records.append(
+                    {"model": model, "method": method, "without": without, "task": of.task, "num_prompts": gap.n}
+                    | fields(gap, "prompt_strict_minus_without")
+                    | {"prompt_strict_minus_without_p_holm": p}
+                )
+            rows.append((*model_cell(study, model), study.label(method), study.label(without), *cells))
+    columns = (*model_column(study), "Method", "Without the term", *(f"{of.title}, points" for of in evaluations))
+    notes = (
+        interval_note(study),
+        "Prompt strict, paired, over common seeds; Holm over the whole table of a model. The main runs' weight of the"
+        " term; other weights and other discriminators stand in Table 6.",
+    )
+    return make_table(12, "What the adversarial term adds", [Block(columns, (("", tuple(rows)),))], records, notes)

@@ -6,7 +6,8 @@ ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 me
 2 the paper's claims, 3 constraint kinds, 4 distributions against the expert, 5 data, teacher and discriminator,
 6 ablations where the study has some, 7 base models against their published scores where there are such, 8 general
 capability where such tasks were evaluated, 9 what other experts cost where some were tried, 10 methods in the order of
-the paper's tables with the best marked, 11 UniAPL against GRPO at equal steps, tokens and seconds.
+the paper's tables with the best marked, 11 UniAPL against GRPO at equal steps, tokens and seconds, 12 each method with
+the adversarial term against the same without it.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from uniapl.analysis.outputs import (
     has_ablations,
     has_comparison,
     has_references,
+    has_term,
     has_variants,
 )
-from uniapl.analysis.overview import table10
+from uniapl.analysis.overview import table10, table12
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
 from uniapl.analysis.stats import POWER
@@ -284,7 +286,9 @@ def all_tables(study: Study) -> list[Table]:
     tables += [table7(study)] if has_references(study.index) else []
     tables += [table8(study)] if general_tasks(study.index) else []
     tables += [table9(study)] if has_variants(study.index, OTHER_EXPERTS) else []
-    return [*tables, table10(study), *([table11(study)] if has_comparison(study.index) else [])]
+    tables += [table10(study)]
+    tables += [table11(study)] if has_comparison(study.index) else []
+    return [*tables, *([table12(study)] if has_term(study.index) else [])]
 
 
 def main(root: Path, output: Path) -> None:

@@ -117,8 +117,9 @@ class ReleasedRun:
 
     @property
     def by_rewards_alone(self) -> bool:
-        """Groups of equal rewards had no gradient."""
-        return self.stage.draws_rollouts and not self.stage.ever(self.stage.lambda_adv) and not self.stage.w_kl
+        """Groups of equal rewards had no gradient, and nothing but rollouts was trained on."""
+        others = self.stage.demonstrations_trained or self.stage.ever(self.stage.lambda_adv) or self.stage.w_kl
+        return self.stage.draws_rollouts and not others
 
 
 def read_released_speed(root: Path) -> ReleasedSpeed:
