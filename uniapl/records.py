@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -141,24 +142,32 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raise ValueError naming file and line where a line is not a JSON object in UTF-8, or longer than any of ours.
     """
     path = stored(path)
+    for number, line in enumerate(_lines(path), start=1):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB; mend or remove this line")
+        if not line.strip() or (number == 1 and not line.removeprefix(BOM_UTF8).strip()):
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
+        except RecursionError:
+            raise ValueError(f"{path}:{number}: nested too deeply; mend or remove this line") from None
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ValueError(f"{path}:{number}: not valid JSON ({reason}); mend or remove this line") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected one JSON object, found {type(row).__name__}")
+        yield number, row
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines of a plain or gzipped file, cut where they are too long."""
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), start=1):
-            if len(line) > LONGEST_LINE:
-                raise ValueError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB; mend or remove this line")
-            if not line.strip() or (number == 1 and not line.removeprefix(BOM_UTF8).strip()):
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except UnicodeDecodeError:
-                raise ValueError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
-            except RecursionError:
-                raise ValueError(f"{path}:{number}: nested too deeply; mend or remove this line") from None
-            except ValueError as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise ValueError(f"{path}:{number}: not valid JSON ({reason}); mend or remove this line") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{number}: expected one JSON object, found {type(row).__name__}")
-            yield number, row
+        try:
+            yield from iter(lambda: file.readline(LONGEST_LINE + 1), b"")
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: not a whole gzip file ({error}); restore it") from None
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:

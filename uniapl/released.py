@@ -40,12 +40,12 @@ def find_released(artifact: Artifact, root: Path, folder: Path) -> Path | None:
 def _of_more_tasks(evaluation: Evaluation, place: Path) -> Path | None:
     """The same evaluation but for tasks beside its own: its name has another hash, since its config has them."""
     named, seed = place.parent, place.name
-    for manifest in sorted(named.parent.glob(f"{named.name.rpartition('-')[0]}-*/{seed}/manifest.json")):
-        config = json.loads((manifest.parent / "config.json").read_text(encoding="utf-8"))
-        tasks = config["evaluation"]["tasks"]
-        wanted = [task for task in tasks if task in evaluation.config["evaluation"]["tasks"]]
-        if config | {"evaluation": config["evaluation"] | {"tasks": wanted}} == evaluation.config:
-            return manifest.parent
+    wanted = evaluation.config["evaluation"]["tasks"]
+    for path in sorted(named.parent.glob(f"{named.name.rpartition('-')[0]}-*/{seed}/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        same = config | {"evaluation": config["evaluation"] | {"tasks": wanted}} == evaluation.config
+        if same and set(wanted) <= set(config["evaluation"]["tasks"]) and (path.parent / "manifest.json").is_file():
+            return path.parent
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons, stats
@@ -43,9 +44,12 @@ OPPONENTS = (
 )  # fmt: skip
 
 
-def path_costs(study: Study, model: str, method: str, *, variant: str = MAIN) -> dict[str, float]:
-    """Mean over seeds of what a method cost with all its stages; empty where nothing was trained, as of base."""
-    runs = rows_of(study.runs, model, method, variant).to_dict("records")
+def path_costs(
+    study: Study, model: str, method: str, *, variant: str = MAIN, seeds: Collection[int] | None = None
+) -> dict[str, float]:
+    """Mean over (those) seeds of what a method cost with all its stages; empty where nothing was trained."""
+    every = rows_of(study.runs, model, method, variant).to_dict("records")
+    runs = [run for run in every if seeds is None or run["seed"] in seeds]
     what = "cost of all stages of the path, mean over seeds"
     source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json",))
     return {
@@ -67,14 +71,15 @@ def table11(study: Study) -> Table:
             for one in there
         ]
         by_holm = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
-        ours = path_costs(study, model, UNIAPL)
         for one in OPPONENTS:
             against = study.label(BASELINE if one.method == EQUAL_COMPUTE else one.method)
             if one not in there:
                 rows.append((*model_cell(study, model), against, one.equal, *[NOT_RUN] * (len(COSTS) + 2)))
                 continue
             gap, p_holm = gaps[there.index(one)], by_holm[there.index(one)]
-            theirs = path_costs(study, model, one.method, variant=one.variant)
+            sides = ((UNIAPL, MAIN), (one.method, one.variant))
+            seeds = set.intersection(*({e["seed"] for e in study.evaluations(model, *side)} for side in sides))
+            ours, theirs = (path_costs(study, model, m, variant=v, seeds=seeds) for m, v in sides)
             won = stats.probability_of_improvement(
                 comparisons.seed_accuracies(study, model, UNIAPL, of),
                 comparisons.seed_accuracies(study, model, one.method, of, variant=one.variant),
@@ -100,7 +105,8 @@ def table11(study: Study) -> Table:
     )  # fmt: skip
     notes = (
         interval_note(study),
-        f"{of.title} prompts, prompt strict, paired; Holm over the rows of a model. Costs are means over seeds."
+        f"{of.title} prompts, prompt strict, paired; Holm over the rows of a model. Differences and costs are"
+        " means over the seeds that both have."
         " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
         " higher one, a tie counted half; its interval resamples runs.",
     )

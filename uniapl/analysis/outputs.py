@@ -41,9 +41,7 @@ def has_comparison(study_index: dict[str, Any]) -> bool:
 
 def without_term(method: str) -> str:
     """The same pipeline without the adversarial term; empty where it has none."""
-    if method == UNIAPL:
-        return CHORD
-    without = ".".join(stage.removeprefix("a_") for stage in method.split("."))
+    without = ".".join(CHORD if stage == UNIAPL else stage.removeprefix("a_") for stage in method.split("."))
     return without if without != method else ""
 
 

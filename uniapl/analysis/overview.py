@@ -128,7 +128,7 @@ def table12(study: Study) -> Table:
     columns = (*model_column(study), "Method", "Without the term", *(f"{of.title}, points" for of in evaluations))
     notes = (
         interval_note(study),
-        "Prompt strict, paired, over common seeds; Holm over the whole table of a model. The main runs' weight of the"
-        " term; other weights and other discriminators stand in Table 6.",
+        "Prompt strict, paired, over the seeds that both have; Holm over all cells of a model. The main runs' weight of"
+        " the term; other weights and other discriminators stand in Table 6.",
     )
     return make_table(12, "What the adversarial term adds", [Block(columns, (("", tuple(rows)),))], records, notes)

@@ -81,7 +81,10 @@ def released_files(root: Path, index: dict[str, Any]) -> dict[Path, Path]:
         for name in sorted({*RECORDS, *prompts}):
             packed = ".gz" if directory in of_variants and name.endswith(".jsonl") else ""
             files[Path(own_name(directory)) / f"{name}{packed}"] = stored(root / directory / name)
-    for pattern in ("benchmarks/**/*.tsv", "tables/*", "figures/*.png"):
+    taken = {root / name.removesuffix(own_name(name)) for name in directories if name != own_name(name)}
+    for source in (*sorted(taken), root):  # a job that was taken from a release was measured there
+        files |= {path.relative_to(source): path for path in sorted(source.glob("benchmarks/**/*.tsv"))}
+    for pattern in ("tables/*", "figures/*.png"):
         files |= {path.relative_to(root): path for path in sorted(root.glob(pattern))}
     files[Path(HELDOUT_LOG)] = root / HELDOUT_LOG
     return {target: path for target, path in files.items() if path.is_file()}
@@ -99,10 +102,8 @@ def release(root: Path, target: Path, *, partial: bool = False) -> int:
     shutil.rmtree(fresh, ignore_errors=True)
     for place, path in files.items():
         (fresh / place).parent.mkdir(parents=True, exist_ok=True)
-        if place.suffix == path.suffix:
-            shutil.copyfile(path, fresh / place)
-        else:
-            (fresh / place).write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        (fresh / place).write_bytes(gzip.compress(data, mtime=0) if place.suffix == ".gz" else data)
     text = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
     write_whole(fresh / "study.json", text + "\n")
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())

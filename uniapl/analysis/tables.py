@@ -129,10 +129,11 @@ def _table1_row(study: Study, model: str, method: str, of: Evaluation) -> tuple[
 
 def _table1_note() -> str:
     return (
-        "Differences are paired by prompt, in percentage points; p by McNemar's exact test (one seed, prompts), by"
-        " exchanging the two systems within prompts (one seed, instructions) or by the two-way t test (several seeds)."
-        " They are not adjusted for the number of comparisons; Table 2's are. Prompts whose verdict could not be"
-        " computed are left out, never counted as failed. Loose accuracies and the crossed bootstrap stand in the csv."
+        "Differences are paired by prompt, over the seeds that both have, in percentage points; p by McNemar's exact"
+        " test (one seed, prompts), by exchanging the two systems within prompts (one seed, instructions) or by the"
+        " two-way t test (several seeds). They are not adjusted for the number of comparisons; Table 2's are. Prompts"
+        " whose verdict could not be computed are left out, never counted as failed. Loose accuracies and the crossed"
+        " bootstrap stand in the csv."
     )
 
 

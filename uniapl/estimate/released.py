@@ -160,7 +160,7 @@ def read_released_speed(root: Path) -> ReleasedSpeed:
     teacher = _known(TEACHERS[config["teacher"]["kind"]], config["teacher"])
     rates = {
         "runs": in_runs,
-        "evaluate": _of_evaluation(root, evaluations, network, data, lengths, scoring=in_runs.scoring),
+        "evaluate": _of_evaluation(root, index["evaluations"], network, data, lengths, scoring=in_runs.scoring),
         "demonstrations": Rates(
             _job_seconds(root, drafted) - demonstrations["drafting_seconds"],
             sampling=demonstrations["tokens_generated"] / demonstrations["drafting_seconds"],
@@ -200,11 +200,12 @@ def _lengths(runs: Sequence[ReleasedRun], evaluations: Sequence[Path], data: Dat
 
 
 def _of_evaluation(
-    root: Path, evaluations: Sequence[Path], network: Network, data: DataSpec, lengths: Lengths, *, scoring: float
-) -> Rates:
+    root: Path, entries: Sequence[Mapping[str, Any]], network: Network, data: DataSpec, lengths: Lengths, *,
+    scoring: float,
+) -> Rates:  # fmt: skip
     """Tokens a second of evaluations, their forwards taken off at the rate of the runs'."""
     sampling, whole = [], 0.0
-    for folder in evaluations:
+    for folder in (root / entry["directory"] for entry in entries):
         manifest, spec = _json(folder / "manifest.json"), _known(EvalSpec, _json(folder / "config.json")["evaluation"])
         work = evaluation_work(network, spec, data, is_base=manifest["method"] == "base", lengths=lengths)
         sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
@@ -249,4 +250,6 @@ def _seconds_of_jobs(root: Path, rule: str) -> list[float]:
 
 
 def _seconds_in(file: Path) -> list[float]:
+    if not file.is_file():
+        raise ConfigError(f"{shown(file)} is missing, which says how long a released job took; release the study again")
     return [float(row["s"]) for row in csv.DictReader(file.open(encoding="utf-8"), delimiter="\t")]
