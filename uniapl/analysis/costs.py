@@ -91,11 +91,13 @@ def table11(study: Study) -> Table:
                 "num_prompts": gap.n,
             }  # fmt: skip
             record |= {
-                f"{name}_{key}": spent[key] for name, spent in (("uniapl", ours), ("other", theirs)) for key in COSTS
+                f"{name}_{key}": spent.get(key, math.nan)
+                for name, spent in (("uniapl", ours), ("other", theirs))
+                for key in COSTS
             }
             record |= fields(gap, "prompt_strict_gain") | {"p_holm": adjusted(p_holm, gap, gaps)}
             records.append(record | fields(won, "probability_of_improvement"))
-            pairs = (f"{amount(ours[key])} : {amount(theirs[key])}" for key in COSTS)
+            pairs = (f"{amount(ours.get(key))} : {amount(theirs.get(key))}" for key in COSTS)
             holm = f"; Holm {p_value(p_holm)}" if math.isfinite(p_holm) else ""
             rows.append((*model_cell(study, model), against, one.equal, *pairs, points(gap) + holm, _share(won)))
     heads = ("Steps", "Tokens generated", "Tokens trained", "Seconds")
