@@ -138,11 +138,13 @@ def test_a_release_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_page_on_results_shows_the_released_tables_and_how_much_is_not_run() -> None:
     page = (PROJECT / "docs/results.md").read_text(encoding="utf-8")
     index = json.loads((LAPTOP / "study.json").read_text())
-    shown = [10, 11, 12, *(number for number in (6, 9) if (LAPTOP / f"tables/table{number}.md").is_file())]
-    for number in shown:
-        made = (LAPTOP / f"tables/table{number}.md").read_text(encoding="utf-8")
-        grids = [part.strip() for part in made.split("\n\n") if part.startswith("| ")]
-        assert all(grid in page for grid in grids), number
+    for number in (6, 9, 10, 11, 12):
+        file = LAPTOP / f"tables/table{number}.md"
+        rows = (
+            [row for row in file.read_text(encoding="utf-8").splitlines() if row[:2] == "| "] if file.exists() else []
+        )
+        left = [row for row in rows if number == 6 and "| not run |" in row]  # most of a long table
+        assert not [row for row in rows if row not in left and row not in page], number
     for kind in ("main", "variants"):
         made, left = (
             sum((e["variant"] == "main") == (kind == "main") for e in index[of]) for of in ("evaluations", "not_run")

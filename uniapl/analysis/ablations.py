@@ -143,7 +143,7 @@ def table6(study: Study) -> Table:
         " better: it excludes 0 and Holm's p over this table is small enough; undecided: neither. With two or three"
         " seeds an interval is mostly wider than the margin, so that undecided is what to expect unless something is"
         " far off. Power: before Holm's correction. Between seeds: the standard deviation of trainings with a"
-        " chi-square interval; `seeds.one_order` trains with one order of the data, the main runs with an order of each"
+        " chi-square interval; seeds.one_order trains with one order of the data, the main runs with an order of each"
         " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
         " in the update, which without an adversarial term leaves out groups of equal rewards.",
     )
