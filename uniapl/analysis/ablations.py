@@ -18,12 +18,12 @@ from uniapl.analysis.cells import (
     model_cell,
     model_column,
     percent,
-    points,
+    points_by_holm,
     traced,
 )
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
 from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import p_value, plain_number
+from uniapl.analysis.labels import plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
@@ -111,7 +111,7 @@ def table6(study: Study) -> Table:
             variant,
             f"{num_seeds} of {num_seeds + missing}" if missing else str(num_seeds),
             percent(accuracy),
-            points(told.gap) + (f"; Holm {p_value(told.p_holm)}" if math.isfinite(told.p_holm) else ""),
+            points_by_holm(told.gap, told.p_holm),
             plain_number(100 * seen, 1) or NO_CELL,
             told.word or NO_CELL,
             percent(spread),
@@ -200,7 +200,7 @@ def table9(study: Study) -> Table:
             if one is None or not one.word:
                 cells.append(NOT_RUN if left[model, method, variant] else NO_CELL)
                 continue
-            cells.append(f"{points(one.gap)}; Holm {p_value(one.p_holm)}, {one.word}")
+            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}")
             records.append(
                 {"model": model, "expert": expert, "method": method, "task": of.task}
                 | {"num_prompts": one.gap.n, "num_seeds": len(study.evaluations(model, method, variant))}

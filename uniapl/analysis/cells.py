@@ -28,6 +28,11 @@ def points(estimate: Estimate) -> str:
     return f"{shown}, {p_value(estimate.p)}" if shown else NO_CELL
 
 
+def points_by_holm(estimate: Estimate, p_holm: float) -> str:
+    """The same with the p that was adjusted over a table, where there is one."""
+    return points(estimate) + (f"; Holm {p_value(p_holm)}" if math.isfinite(p_holm) else "")
+
+
 def amount(value: Any) -> str:
     """A count with thin groups of thousands; a dash where it does not apply."""
     return NO_CELL if value is None or not math.isfinite(float(value)) else f"{float(value):,.0f}"

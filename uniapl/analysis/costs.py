@@ -17,10 +17,10 @@ from uniapl.analysis.cells import (
     make_table,
     model_cell,
     model_column,
-    points,
+    points_by_holm,
 )
 from uniapl.analysis.collect import COSTS, MAIN, Study, rows_of
-from uniapl.analysis.labels import BASELINE, EQUAL_COMPUTE, UNIAPL, p_value, plain_number
+from uniapl.analysis.labels import BASELINE, EQUAL_COMPUTE, UNIAPL, plain_number
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
 
@@ -98,8 +98,9 @@ def table11(study: Study) -> Table:
             record |= fields(gap, "prompt_strict_gain") | {"p_holm": adjusted(p_holm, gap, gaps)}
             records.append(record | fields(won, "probability_of_improvement"))
             pairs = (f"{amount(ours.get(key))} : {amount(theirs.get(key))}" for key in COSTS)
-            holm = f"; Holm {p_value(p_holm)}" if math.isfinite(p_holm) else ""
-            rows.append((*model_cell(study, model), against, one.equal, *pairs, points(gap) + holm, _share(won)))
+            rows.append(
+                (*model_cell(study, model), against, one.equal, *pairs, points_by_holm(gap, p_holm), _share(won))
+            )
     heads = ("Steps", "Tokens generated", "Tokens trained", "Seconds")
     columns = (
         *model_column(study), "Against", "Equal", *(f"{head}, UniAPL : other" for head in heads),

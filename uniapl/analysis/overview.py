@@ -15,12 +15,12 @@ from uniapl.analysis.cells import (
     model_cell,
     model_column,
     percent,
-    points,
+    points_by_holm,
     traced,
 )
 from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import BASE, p_value
+from uniapl.analysis.labels import BASE
 from uniapl.analysis.outputs import without_term
 from uniapl.analysis.render import BOLD, Block, Table
 
@@ -118,7 +118,7 @@ def table12(study: Study) -> Table:
             for of in evaluations:
                 gap = gaps[method, of]
                 p = adjusted(told[method, of], gap, list(gaps.values()))
-                cells.append(f"{points(gap)}; Holm {p_value(p)}" if math.isfinite(gap.p) else points(gap))
+                cells.append(points_by_holm(gap, p))
                 records.append(
                     {"model": model, "method": method, "without": without, "task": of.task, "num_prompts": gap.n}
                     | fields(gap, "prompt_strict_minus_without")
