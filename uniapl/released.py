@@ -4,7 +4,8 @@ A released directory has the same name as the one that would be made, since both
 study's index then names the released one, and no rule makes it. Released runs come without weights. So a run is taken
 where its evaluation is released too and nothing that is still to be trained goes on from it; else it is trained again,
 with all that goes on from it, so that no result stands beside weights that it does not come from. An evaluation may
-have been released with more tasks than the study asks for.
+have been released with more tasks than the study asks for. The hash holds what samples and the type of matrix products:
+where the config leaves them to the machine (`auto`), they are the release's and not what would fit here.
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ def _of_more_tasks(evaluation: Evaluation, place: Path) -> Path | None:
         if same and set(wanted) <= set(config["evaluation"]["tasks"]) and (path.parent / "manifest.json").is_file():
             return path.parent
     return None
+
+
+def find_engine(folder: Path) -> tuple[str, str] | None:
+    """What sampled all that was released, and the type of matrix products; None where there is not one such pair."""
+    texts = (path.read_text(encoding="utf-8") for path in folder.glob("demonstrations/*/config.json"))
+    found = {(config["sampler"]["kind"], config["compute"]) for config in map(json.loads, texts)}
+    return found.pop() if len(found) == 1 else None
 
 
 def again(plan: Plan, found: dict[Path, Path]) -> set[Path]:

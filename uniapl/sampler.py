@@ -76,7 +76,8 @@ def resolve_compute(wanted: str) -> str:
     """The type that `auto` stands for: bfloat16 where it is the faster one, else float32.
 
     On CPU: AMX, Arm's bf16, and AVX512-BF16 on AMD. Intel's AVX512-BF16 without AMX multiplies at half of float32's
-    rate (84 against 158 GFLOP/s a core, Sapphire Rapids, oneDNN 3.12), and what has neither only emulates it.
+    rate (84 against 158 GFLOP/s a core, Sapphire Rapids, oneDNN 3.12). Where bfloat16 is wanted all the same, as beside
+    released runs of it, see `uniapl.products`.
     """
     if wanted != "auto":
         return wanted

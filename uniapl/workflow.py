@@ -15,7 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -27,8 +27,8 @@ from uniapl.config import ConfigError, EditorSpec, EndpointSpec, MachineSpec, St
 from uniapl.estimate.memory import fit_side_by_side, refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_ablation, load_study, merge, read_yaml
-from uniapl.plan import Plan, make_plan
-from uniapl.released import describe, with_released
+from uniapl.plan import Artifact, Plan, make_plan
+from uniapl.released import describe, find_engine, with_released
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
 from uniapl.sandbox import offered
 
@@ -170,16 +170,42 @@ def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
     Directories are named by content, so what two plans share is made once.
     """
     plans = {}
+    folder = settings.results / "released" / scale
+    taken = settings.source == "released+local"
+    released = find_engine(folder) if taken else None
     for planned in dict.fromkeys((*TARGETS, target)):
         study = study_of(scale, planned, settings.overrides)
-        try:
-            kind = resolve_kind(study.sampler, study.machine)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        plan = make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute))
-        taken = settings.source == "released+local"
-        plans[planned] = with_released(plan, settings.results / "released" / scale) if taken else plan
+        kind, compute = _engine_of(study, released)
+        plan = make_plan(study, settings.results, sampler=kind, compute=compute)
+        plans[planned] = with_released(plan, folder) if taken else plan
     return plans
+
+
+def _engine_of(study: Study, released: tuple[str, str] | None) -> tuple[str, str]:
+    """What samples, and the type of matrix products: where the config says `auto`, as released, else what fits here.
+
+    A release's sampler need not be here where nothing is made: see `check_sampler`.
+    """
+    kind, compute = released or ("auto", "auto")
+    try:
+        kind = kind if released and study.sampler.kind == "auto" else resolve_kind(study.sampler, study.machine)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return kind, resolve_compute(compute if study.compute == "auto" else study.compute)
+
+
+def check_sampler(plan: Plan) -> None:
+    """Raise ConfigError where runs are to be made beside released ones, and what sampled those is not here."""
+    made = [a for a in plan.artifacts() if a.directory.is_relative_to(plan.root)]
+    if _sampled_with(made) == {"vllm"} and (reason := explain_fallback()):
+        lacking = reason.partition(":")[0]
+        raise ConfigError(
+            f"{describe(plan)}, with vLLM as those: {lacking}; set sampler.kind to hf, and nothing is taken"
+        )
+
+
+def _sampled_with(artifacts: Iterable[Artifact]) -> set[str]:
+    return {a.config["sampler"]["kind"] for a in artifacts if "sampler" in a.config}
 
 
 def gpu_memories() -> list[int]:
@@ -240,7 +266,7 @@ def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
     if any(not run.directory.is_relative_to(plan.root) for run in plan.runs):
         print(describe(plan), file=sys.stderr, flush=True)
-    if plan.study.sampler.kind == "auto" and (fallback := explain_fallback()):
+    if plan.study.sampler.kind == "auto" and _sampled_with(plan.runs) == {"hf"} and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
     fits, wanted = machine.micro_batch_tokens, plan.study.machine.micro_batch_tokens
     if fits < wanted:

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from uniapl import workflow
 from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
-from uniapl.released import describe, with_released
-from uniapl.workflow import read_released, upstream
+from uniapl.released import describe, find_engine, with_released
+from uniapl.workflow import Settings, make_plans, read_released, read_settings, study_of, upstream
 
 
 def a_plan(root: Path, **values: Any) -> Plan:
@@ -116,3 +117,43 @@ def test_what_a_teacher_wrote_is_taken_and_the_prompts_are_made_from_it(tmp_path
     assert taken.discriminators["tiny_qwen3"] == judge, "POLAR has a text to be held against, which is not there"
     (folder / "discriminator" / judge.directory.name / "probe.json").write_text("{}")
     assert with_released(plan, folder).discriminators["tiny_qwen3"].directory.is_relative_to(folder)
+
+
+def settings_at(tmp_path: Path, source: str, **values: Any) -> Settings:
+    words = {"scale": "smoke", "source": source, "results": str(tmp_path), "models": "tiny_qwen3", "methods": "grpo"}
+    return read_settings(words | values)
+
+
+def test_what_is_left_to_the_machine_is_as_it_was_released(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {"sampler": {"kind": "auto"}, "compute": "auto"}
+    old = make_plan(study_of("smoke", "all", settings_at(tmp_path, "run", **left).overrides), tmp_path,
+                    sampler="vllm", compute="bfloat16")  # fmt: skip
+    put(folder, old, old.artifacts())
+    monkeypatch.setattr(workflow, "resolve_compute", lambda wanted: "float32" if wanted == "auto" else wanted)
+    monkeypatch.setattr(workflow, "explain_fallback", lambda: "vLLM is not installed: slower")
+    monkeypatch.setattr(workflow, "resolve_kind", lambda spec, machine: "hf" if spec.kind == "auto" else spec.kind)
+
+    def plan(source: str, **values: Any) -> Plan:
+        return make_plans(settings_at(tmp_path, source, **left | values), "smoke", "all")["all"]
+
+    assert len(made(plan("run"))) == len(plan("run").runs)
+    taken = plan("released+local")
+    assert not made(taken)
+    workflow.check_sampler(taken)  # which needs none
+    own = plan("released+local", compute="float32")
+    assert len(made(own)) == len(own.runs), "what the config says is never the release's"
+    with pytest.raises(
+        ConfigError, match=r"made here, with vLLM as those: vLLM is not installed; set sampler.kind to hf"
+    ):
+        workflow.check_sampler(plan("released+local", seeds="1"))
+    workflow.check_sampler(plan("released+local", sampler={"kind": "hf"}))
+
+
+def test_releases_that_were_made_differently_say_nothing_of_how_to_make_more(tmp_path: Path, folder: Path) -> None:
+    for compute in ("bfloat16", "float32"):
+        plan = make_plan(load_study("smoke", {"models": "tiny_qwen3"}), tmp_path, sampler="hf", compute=compute)
+        put(folder, plan, [plan.demonstrations["tiny_qwen3"]])
+        assert find_engine(folder) == (("hf", "bfloat16") if compute == "bfloat16" else None)
+    assert find_engine(tmp_path / "nothing") is None

@@ -48,6 +48,7 @@ try:
         SETTINGS_OF_MACHINE = shlex.quote(MACHINE.model_dump_json())
         check_configs(PLANS[TARGET])
         if workflow.is_main_process:
+            study_workflow.check_sampler(PLANS[TARGET])
             study_workflow.check_memory(PLANS[TARGET])
             study_workflow.check_tracking(PLANS[TARGET])
 except ConfigError as error:

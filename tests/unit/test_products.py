@@ -1,0 +1,92 @@
+"""bfloat16 products by float32's kernels, held against torch's own and against exact sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from uniapl import products
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+    """The types of what was multiplied by the replaced products, one a call."""
+    calls: list[torch.dtype] = []
+    product = products._product
+
+    def counted(*made_of: Any) -> Callable[..., torch.Tensor]:
+        function = product(*made_of)
+
+        def multiply(*operands: torch.Tensor, **factors: float) -> torch.Tensor:
+            calls.append(operands[-1].dtype)
+            return function(*operands, **factors)
+
+        return multiply
+
+    monkeypatch.setattr(products, "_product", counted)
+    monkeypatch.setattr(products, "resolve_compute", lambda wanted: "float32")
+    products.multiply_in_float32()
+    products.multiply_in_float32()  # once is enough
+    assert len(products._replaced) == 1
+    yield calls
+    products._replaced.pop()._destroy()
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def exact(*factors: torch.Tensor) -> torch.Tensor:
+    """Summed in float64 and rounded once."""
+    a, b = (f.double() for f in factors)
+    return (a @ b).to(torch.bfloat16)
+
+
+def test_where_the_processor_is_fast_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "resolve_compute", lambda wanted: "bfloat16")
+    products.multiply_in_float32()
+    assert not products._replaced
+
+
+def off_by(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference in units of the larger one's last place (8 bits)."""
+    return float(((a - b).float().abs() / torch.maximum(a.abs(), b.abs()).float().clamp(min=1e-3)).max()) * 2**8
+
+
+@pytest.mark.usefixtures("replaced")
+@pytest.mark.parametrize("shape", [(5, 64, 7), (1, 576, 1), (33, 0, 4)])
+def test_each_product_is_the_exact_one_rounded_once(shape: tuple[int, int, int]) -> None:
+    n, k, m = shape
+    a, b, c = numbers(n, k), numbers(k, m, seed=1), numbers(n, m, seed=2)
+    assert torch.mm(a, b).dtype == torch.bfloat16
+    assert off_by(torch.mm(a, b), exact(a, b)) <= 2
+    assert off_by(torch.bmm(a[None], b[None])[0], exact(a, b)) <= 2
+    sums = (c.double() * 0.5 + 2 * a.double() @ b.double()).to(torch.bfloat16)
+    assert off_by(torch.addmm(c, a, b, beta=0.5, alpha=2), sums) <= 2
+    assert off_by(torch.baddbmm(c[None], a[None], b[None], beta=0.5, alpha=2)[0], sums) <= 2
+
+
+def test_float32_products_and_their_gradients_stay_what_they_were(replaced: list[torch.dtype]) -> None:
+    a, b = numbers(6, 9, dtype=torch.float32), numbers(9, 4, seed=1, dtype=torch.float32).requires_grad_()
+    (a @ b).sum().backward()
+    assert torch.allclose(a @ b, (a[:, :, None] * b).sum(1), atol=1e-5)
+    assert torch.allclose(b.grad, a.sum(0)[:, None].expand(9, 4))
+    assert set(replaced) == {torch.float32}
+
+
+def test_layers_and_their_gradients_are_multiplied_by_it(replaced: list[torch.dtype]) -> None:
+    weight, bias = numbers(8, 16, seed=1).requires_grad_(), numbers(8, seed=2).requires_grad_()
+    rows = numbers(3, 5, 16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = functional.linear(rows.float(), weight.float(), bias.float())
+    assert out.dtype == torch.bfloat16
+    up = numbers(3, 5, 8, seed=3)
+    out.backward(up)
+    assert replaced == [torch.bfloat16] * 3, "forward, and a gradient each for rows and weight"
+    flat, of_out = rows.detach().flatten(0, 1), up.flatten(0, 1)
+    assert off_by(weight.grad, exact(of_out.T, flat)) <= 2
+    assert off_by(rows.grad.flatten(0, 1), exact(of_out, weight.detach())) <= 2
