@@ -119,10 +119,10 @@ def run_stage(
         with working_on(directory / LEASE, what=f"{directory} is being made"):
             if os.environ.get("RANK", "0") == "0":
                 remove_half_written(directory)
-            if config.get("compute") == "bfloat16":
-                from uniapl.products import multiply_in_float32  # torch is not imported for less
+            if "compute" in config:
+                from uniapl import products  # torch is not imported for less
 
-                multiply_in_float32()
+                products.prepare(config["compute"])
             main(directory, config, **arguments)
 
     run_guarded(action)

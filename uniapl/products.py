@@ -30,9 +30,9 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor], tuple[int, ...]]] = {
 _replaced: list[Library] = []  # what it registers is gone when a Library is
 
 
-def multiply_in_float32() -> None:
-    """Replace this process's bfloat16 products on the CPU, unless the processor's own are as fast."""
-    if resolve_compute("auto") == "bfloat16" or _replaced:
+def prepare(compute: str) -> None:
+    """Replace this process's bfloat16 products on the CPU, where `compute` is that and the processor is slow at it."""
+    if compute != "bfloat16" or resolve_compute("auto") == "bfloat16" or _replaced:
         return
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():

@@ -29,8 +29,10 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
 
     monkeypatch.setattr(products, "_product", counted)
     monkeypatch.setattr(products, "resolve_compute", lambda wanted: "float32")
-    products.multiply_in_float32()
-    products.multiply_in_float32()  # once is enough
+    products.prepare("float32")
+    assert not products._replaced
+    products.prepare("bfloat16")
+    products.prepare("bfloat16")  # once is enough
     assert len(products._replaced) == 1
     yield calls
     products._replaced.pop()._destroy()
@@ -48,7 +50,7 @@ def exact(*factors: torch.Tensor) -> torch.Tensor:
 
 def test_where_the_processor_is_fast_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "resolve_compute", lambda wanted: "bfloat16")
-    products.multiply_in_float32()
+    products.prepare("bfloat16")
     assert not products._replaced
 
 
