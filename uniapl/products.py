@@ -31,8 +31,14 @@ _replaced: list[Library] = []  # what it registers is gone when a Library is
 
 
 def prepare(compute: str) -> None:
-    """Replace this process's bfloat16 products on the CPU, where `compute` is that and the processor is slow at it."""
-    if compute != "bfloat16" or resolve_compute("auto") == "bfloat16" or _replaced:
+    """`replace` where `compute` is bfloat16 and the processor is slow at it."""
+    if compute == "bfloat16" and resolve_compute("auto") != "bfloat16":
+        replace()
+
+
+def replace() -> None:
+    """From now on this process multiplies bfloat16 on the CPU by float32's kernels."""
+    if _replaced:
         return
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():

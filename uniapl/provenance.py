@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ RECORDED_PACKAGES = (
     "statsmodels", "matplotlib", "pydantic", "safetensors", "tokenizers", "sentencepiece",
     "pydantic-monty",
 )  # fmt: skip
+# What decides in which type, and how fast, a CPU multiplies; of processors that have one name some have them.
+INSTRUCTIONS = {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -78,8 +81,21 @@ def code_version() -> dict[str, Any]:
     return {"commit": _git("rev-parse", "HEAD"), "modified": None if status is None else bool(status)}
 
 
+def cpu_flags() -> set[str]:
+    """The first processor's instruction sets and, on x86, its vendor, as /proc/cpuinfo spells them."""
+    found: set[str] = set()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in takewhile(str.strip, file):
+                if line.lower().startswith(("flags", "features", "vendor_id")):
+                    found.update(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return found
+
+
 def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and GPUs (only where torch is already loaded, so that nothing is imported for it)."""
+    """Processor with its INSTRUCTIONS, cores, memory and GPUs (these only where torch is already loaded)."""
     cpu = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -93,7 +109,10 @@ def hardware() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory_bytes, "gpus": gpus}
+    return {
+        "cpu": cpu, "instructions": sorted(INSTRUCTIONS & cpu_flags()), "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory_bytes, "gpus": gpus,
+    }  # fmt: skip
 
 
 def peak_memory_bytes() -> int:

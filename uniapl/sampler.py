@@ -11,11 +11,11 @@ import importlib.util
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from uniapl.config import MachineSpec, SamplerSpec
+from uniapl.provenance import cpu_flags
 from uniapl.records import Sample
 
 if TYPE_CHECKING:
@@ -52,19 +52,6 @@ class Sampler(Protocol):
         ...
 
 
-def _cpu_flags() -> set[str]:
-    """The first processor's instruction sets and, on x86, its vendor, as /proc/cpuinfo spells them."""
-    found: set[str] = set()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in takewhile(str.strip, file):
-                if line.lower().startswith(("flags", "features", "vendor_id")):
-                    found.update(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return found
-
-
 def _gpu_visible() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return False
@@ -81,7 +68,7 @@ def resolve_compute(wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    has = _cpu_flags()
+    has = cpu_flags()
     faster = bool(has & {"amx_bf16", "bf16"}) or {"avx512_bf16", "AuthenticAMD"} <= has
     return "bfloat16" if _gpu_visible() or faster else "float32"
 
@@ -96,7 +83,7 @@ def explain_fallback() -> str | None:
     if platform.system() != "Linux":
         return f"vLLM on CPU needs Linux, this is {platform.system()}: sampling with transformers, which is slower"
     needed = {"x86_64": "avx2", "aarch64": "asimd"}.get(platform.machine())
-    if needed is None or needed not in _cpu_flags():
+    if needed is None or needed not in cpu_flags():
         what = needed or "x86-64 or 64-bit Arm"
         return f"this CPU lacks what vLLM needs ({what}): sampling with transformers, which is slower"
     return None

@@ -20,7 +20,7 @@ TRAINED = {"train": {"temperature": 1.0, "sampler_clip": 2.0}, "data": {"max_new
 PROVENANCE = {
     "config_hash": "01234567", "code": {"commit": "c0ffee" * 6 + "c0ff", "modified": False}, "python": "3.11.2",
     "packages": {"torch": "2.11.0"}, "seconds": 2.5, "peak_memory_bytes": 1 << 30,
-    "hardware": {"cpu": "a processor", "cores": 2, "memory_bytes": 1 << 34, "gpus": []},
+    "hardware": {"cpu": "a processor", "instructions": ["avx2"], "cores": 2, "memory_bytes": 1 << 34, "gpus": []},
 }  # fmt: skip
 
 

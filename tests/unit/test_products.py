@@ -9,33 +9,40 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bench import products as bench
 from uniapl import products
 
 
 @pytest.fixture
-def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
-    """The types of what was multiplied by the replaced products, one a call."""
-    calls: list[torch.dtype] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+    """The types of what is multiplied by replaced products, one a call."""
+    found: list[torch.dtype] = []
     product = products._product
 
     def counted(*made_of: Any) -> Callable[..., torch.Tensor]:
         function = product(*made_of)
 
         def multiply(*operands: torch.Tensor, **factors: float) -> torch.Tensor:
-            calls.append(operands[-1].dtype)
+            found.append(operands[-1].dtype)
             return function(*operands, **factors)
 
         return multiply
 
     monkeypatch.setattr(products, "_product", counted)
+    yield found
+    if products._replaced:
+        products._replaced.pop()._destroy()
+
+
+@pytest.fixture
+def replaced(calls: list[torch.dtype], monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     monkeypatch.setattr(products, "resolve_compute", lambda wanted: "float32")
     products.prepare("float32")
     assert not products._replaced
     products.prepare("bfloat16")
     products.prepare("bfloat16")  # once is enough
     assert len(products._replaced) == 1
-    yield calls
-    products._replaced.pop()._destroy()
+    return calls
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -92,3 +99,13 @@ def test_layers_and_their_gradients_are_multiplied_by_it(replaced: list[torch.dt
     flat, of_out = rows.detach().flatten(0, 1), up.flatten(0, 1)
     assert off_by(weight.grad, exact(of_out.T, flat)) <= 2
     assert off_by(rows.grad.flatten(0, 1), exact(of_out, weight.detach())) <= 2
+
+
+def test_the_bench_times_the_processors_own_products_and_then_ours(
+    calls: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROWS", {"decoding": 1})
+    found = bench.measure()
+    assert list(found) == ["float32", "bfloat16", "bfloat16 by float32"]
+    assert all(kind["decoding"] > 0 for kind in found.values())
+    assert set(calls) == {torch.bfloat16}, "only the last kind is ours"

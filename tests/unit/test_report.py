@@ -76,7 +76,7 @@ def test_the_page_says_what_is_not_replicated_and_how_it_was_made(tmp_path: Path
     page = page_of(tmp_path)
     for said in (
         "Qwen3 results are not reproduced here", "There is one training seed", "carries no usable signal",
-        "The log of held-out evaluations has 2", "c0ffee", "torch 2.11.0", "a processor, 2 cores, 16 GiB", "421",
+        "The log of held-out evaluations has 2", "c0ffee", "torch 2.11.0", "a processor (avx2), 2 cores, 16 GiB", "421",
         "train_grpo",
         "UniAPL minus GRPO is +40.0", '<span class="verdict not-run">not run</span>',
     ):  # fmt: skip

@@ -147,7 +147,7 @@ def test_auto_computes_in_bfloat16_only_where_it_is_the_faster_type(monkeypatch:
         ({"avx2", "avx512_bf16", "amx_bf16", "GenuineIntel"}, "bfloat16"),
     ):
         resolve_compute.cache_clear()
-        monkeypatch.setattr(engines, "_cpu_flags", lambda flags=flags: flags)
+        monkeypatch.setattr(engines, "cpu_flags", lambda flags=flags: flags)
         assert resolve_compute("auto") == expected
         assert resolve_compute("float32") == "float32"
     resolve_compute.cache_clear()

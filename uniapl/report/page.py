@@ -327,7 +327,9 @@ def _hardware(study: Study) -> list[str]:
         if found:
             gpus = f", {', '.join(found['gpus'])}" if found.get("gpus") else ", no GPU"
             python = f", Python {manifest['python']}" if "python" in manifest else ""
-            machines.add(f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / GIB:.0f} GiB{gpus}{python}")
+            has = f" ({', '.join(found['instructions'])})" if found.get("instructions") else ""
+            size = f"{found['cores']} cores, {found['memory_bytes'] / GIB:.0f} GiB"
+            machines.add(f"{found['cpu']}{has}, {size}{gpus}{python}")
     return sorted(machines)
 
 
