@@ -115,8 +115,10 @@ def make_sampler(
     `ranks` are those that call `generate` and `push_weights` together (None: this process alone, which shares no
     engine and so has no tensor parallelism). Raise ValueError where a server cannot be used.
     """
+    from uniapl import products
     from uniapl.distributed import ALONE
 
+    products.prepare(dtype)  # in a process of its own, too
     ranks = ranks or ALONE
     kind = resolve_kind(spec, machine)
     if kind == "vllm":

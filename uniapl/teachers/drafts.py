@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from uniapl import chat, models, products
+from uniapl import chat, models
 from uniapl.config import DataSpec, EditorSpec, MachineSpec, SamplerSpec, TeacherSpec
 from uniapl.constraints import verify_all
 from uniapl.data import discriminator_prompts, discriminator_test_prompts, policy_prompts
@@ -130,8 +130,7 @@ def sampled_drafts(
     if elsewhere or torch.get_num_threads() == 1 or len(todo) < 2:
         return sample(todo, num_threads=torch.get_num_threads(), name="drafts")
     half, threads = (len(todo) + 1) // 2, torch.get_num_threads()
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, mp_context=spawned, initializer=products.prepare, initargs=(compute,)) as pool:
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         first = pool.submit(sample, todo[:half], num_threads=(threads + 1) // 2, name="drafts, first half")
         second = pool.submit(sample, todo[half:], num_threads=threads // 2, name="drafts, second half")
         return first.result() + second.result()
