@@ -14,7 +14,7 @@ from tests.unit.conftest import records
 from uniapl.analysis import comparisons, tables
 from uniapl.analysis.ablations import against_margin
 from uniapl.analysis.claims import findings, verdict
-from uniapl.analysis.collect import read_study
+from uniapl.analysis.collect import Study, read_study
 from uniapl.analysis.outputs import table_files
 from uniapl.analysis.stats import EMPTY, Estimate
 
@@ -259,6 +259,32 @@ def test_what_is_not_run_of_an_ablation_says_so(tmp_path: Path, study_builder: B
     ((_, (experts,)),) = tables.table9(study).blocks[0].sections
     assert experts[:2] == ("violating", "not run")
     assert experts[2].startswith("−")
+    assert experts[2].endswith("(2 of 3 seeds)")
+
+
+def test_one_seed_of_a_variant_decides_nothing_where_the_main_run_has_several(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    name = "teacher.violating"
+    index = study_builder(tmp_path, seeds=(0, 1), variants={name: 6})
+    of_second = [e for e in index["evaluations"] if (e["variant"], e["seed"]) == (name, 1)]
+    kept = [e for e in index["evaluations"] if e not in of_second]
+    not_run = [{key: e[key] for key in ("model", "method", "variant", "seed")} for e in of_second]
+    both = records_of(read_study(tmp_path))
+    (tmp_path / "study.json").write_text(json.dumps(index | {"evaluations": kept, "not_run": not_run}))
+    study = read_study(tmp_path)
+    one = records_of(study)
+    assert [(r["against_margin"], r["num_seeds"]) for r in (*both, *one)] == [("worse", 2)] * 2 + [("one seed", 1)] * 2
+    for table in (tables.table6(study), tables.table9(study)):
+        assert any("say nothing of other seeds and decide nothing" in note for note in table.notes)
+    assert tables.table9(study).blocks[0].sections[0][1][0][1].endswith("one seed (1 of 2 seeds)")
+
+
+def records_of(study: Study) -> list[dict[str, Any]]:
+    """What Tables 6 and 9 say of the one variant."""
+    (row,) = [r for r in tables.table6(study).records if r["variant"] != "main"]
+    (other,) = tables.table9(study).records
+    return [row, other]
 
 
 def test_general_tasks_decide_c9(tmp_path: Path, study_builder: Builder) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from uniapl import products
 from uniapl import sampler as engines
 from uniapl.config import MachineSpec, ModelSpec, SamplerSpec
 from uniapl.models import build_model, load_policy, save_model
@@ -129,6 +130,13 @@ def test_weights_that_are_not_pushed_are_noticed(checkpoint: Path) -> None:
     named = list(load_policy(checkpoint, dtype="float32").named_parameters())
     with pytest.raises(AssertionError, match="not pushed"):
         sampler.push_weights(named[1:])
+
+
+def test_products_are_prepared_for_an_engines_type(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(products, "prepare", asked.append)
+    make_sampler(spec_of("hf"), checkpoint, dtype="bfloat16", machine=MachineSpec.model_validate({})).close()
+    assert asked == ["bfloat16"]
 
 
 def test_vllm_is_refused_in_one_line_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

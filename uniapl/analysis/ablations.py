@@ -29,7 +29,7 @@ from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
 from uniapl.analysis.stats import Estimate
 
-EQUAL, WORSE, BETTER, UNDECIDED = "equal", "worse", "better", "undecided"
+EQUAL, WORSE, BETTER, UNDECIDED, ONE_SEED = "equal", "worse", "better", "undecided", "one seed"
 
 
 def against_margin(gap: Estimate, margin: float, *, significant: bool) -> str:
@@ -57,13 +57,19 @@ class Told:
         return found | {"against_margin": self.word}
 
 
-def _told(study: Study, gaps: Sequence[Estimate]) -> list[Told]:
+def _told(study: Study, variants: Sequence[tuple[str, str, str]]) -> list[Told]:
+    """Of each model, method and variant. One seed beside several of the main run's decides nothing."""
+    gaps = [_gap(study, *variant) for variant in variants]
     confidence, margin = study.claims.confidence, study.claims.equivalence_points / 100
-    by_holm = stats.holm([gap.p for gap in gaps], confidence=confidence)
-    return [
-        Told(gap, adjusted(p, gap, gaps), against_margin(gap, margin, significant=p < 1 - confidence))
-        for gap, p in zip(gaps, by_holm, strict=True)
-    ]
+    told = []
+    for variant, gap, p in zip(variants, gaps, stats.holm([g.p for g in gaps], confidence=confidence), strict=True):
+        word = against_margin(gap, margin, significant=p < 1 - confidence)
+        told.append(Told(gap, adjusted(p, gap, gaps), ONE_SEED if word and _single(study, variant) else word))
+    return told
+
+
+def _single(study: Study, variant: tuple[str, str, str]) -> bool:
+    return len(study.evaluations(*variant)) == 1 < len(study.evaluations(*variant[:2]))
 
 
 def _gap(study: Study, model: str, method: str, variant: str) -> Estimate:
@@ -84,7 +90,7 @@ def table6(study: Study) -> Table:
     asked = {(e["model"], e["method"], e["variant"]) for e in entries}
     variants = sorted(asked, key=_place)
     left = _left(study)
-    for (model, method, variant), told in zip(variants, _told(study, [_gap(study, *v) for v in variants]), strict=True):
+    for (model, method, variant), told in zip(variants, _told(study, variants), strict=True):
         accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
         spread = _between_seeds(study, model, method, of, variant, accuracy)
         length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
@@ -138,7 +144,7 @@ def table6(study: Study) -> Table:
         "Entropy, nats",
     )
     notes = (
-        interval_note(study),
+        *_interval_notes(study, variants),
         "Equal: the whole interval lies within the margin, which stood in the configuration before the runs; worse or"
         " better: it excludes 0 and Holm's p over this table is small enough; undecided: neither. With two or three"
         " seeds an interval is mostly wider than the margin, so that undecided is what to expect unless something is"
@@ -160,6 +166,13 @@ def _place(one: tuple[str, str, str]) -> tuple[str, str, bool, str]:
 def _left(study: Study) -> Counter[tuple[str, str, str]]:
     """How many models of a method's variant are not run."""
     return Counter((e["model"], e["method"], e["variant"]) for e in study.index.get("not_run", ()))
+
+
+def _interval_notes(study: Study, variants: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
+    """What intervals are over: where others have several seeds, those of a single one are over prompts alone."""
+    said = "Of a variant with one seed they are over prompts alone, say nothing of other seeds and decide nothing."
+    single = any(_single(study, variant) for variant in variants)
+    return (interval_note(study), said) if single else (interval_note(study),)
 
 
 def _between_seeds(study: Study, model: str, method: str, of: Evaluation, variant: str, accuracy: Estimate) -> Estimate:
@@ -185,31 +198,31 @@ def table9(study: Study) -> Table:
     """Each method taught by another expert against the same method taught by the study's own."""
     of, margin = comparisons.chosen_on(study), study.claims.equivalence_points
     entries = [e for e in study.index["evaluations"] if e["variant"].startswith(OTHER_EXPERTS)]
-    asked = list(dict.fromkeys((e["model"], e["variant"], e["method"]) for e in entries))
-    told = dict(
-        zip(asked, _told(study, [_gap(study, model, method, variant) for model, variant, method in asked]), strict=True)
-    )
+    asked = list(dict.fromkeys((e["model"], e["method"], e["variant"]) for e in entries))
+    told = dict(zip(asked, _told(study, asked), strict=True))
     records, rows, left = [], [], _left(study)
-    taught = {method for _, _, method in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
+    taught = {method for _, method, _ in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
     methods = [m for m in dict.fromkeys(m for name in study.models for m in study.methods(name)) if m in taught]
     unasked = [(model, variant) for model, _, variant in left if variant.startswith(OTHER_EXPERTS)]
-    for model, variant in dict.fromkeys([*((model, variant) for model, variant, _ in asked), *unasked]):
+    for model, variant in dict.fromkeys([*((model, variant) for model, _, variant in asked), *unasked]):
         expert, cells = variant.removeprefix(OTHER_EXPERTS), []
         for method in methods:
-            one = told.get((model, variant, method))
+            one = told.get((model, method, variant))
             if one is None or not one.word:
                 cells.append(NOT_RUN if left[model, method, variant] else NO_CELL)
                 continue
-            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}")
+            num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
+            part = f" ({num_seeds} of {num_seeds + missing} seeds)" if missing else ""
+            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}{part}")
             records.append(
                 {"model": model, "expert": expert, "method": method, "task": of.task}
-                | {"num_prompts": one.gap.n, "num_seeds": len(study.evaluations(model, method, variant))}
+                | {"num_prompts": one.gap.n, "num_seeds": num_seeds}
                 | one.fields("prompt_strict_minus_own_expert")
             )
         rows.append((*model_cell(study, model), expert.replace("_", " "), *cells))
     columns = (*model_column(study), "Expert", *(study.label(m) for m in methods))
     notes = (
-        interval_note(study),
+        *_interval_notes(study, asked),
         f"{of.title} prompts, prompt strict, points: a method taught by another expert minus the same method taught by"
         f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
         " leaves out prompts that it has no such answer to, so that runs of one seed share no order of prompts.",
