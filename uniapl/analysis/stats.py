@@ -299,7 +299,8 @@ class Gap:
     """Difference of two empirical distribution functions, prompt by prompt, on the grid of all their values.
 
     `gap_SPG`: 1 where a seed's answer to a prompt is at or below a grid value, minus the same for the expert's answer;
-    `step_G`: width of the grid's cells. Any weighting of prompts and seeds gives both distances by matrix products.
+    `step_G`: width of the grid's cells. Any weighting of prompts and seeds gives both distances by matrix products. The
+    products are of whole numbers, small enough for float32 to hold them and their sums exactly, at half of the time.
     """
 
     gap_SPG: np.ndarray
@@ -309,13 +310,14 @@ class Gap:
         """Wasserstein-1 (area between the two functions) and Kolmogorov-Smirnov (largest gap), one a resample."""
         areas, largest = [], []
         for rows in _blocks(len(weights.prompts_RP)):
-            prompts_RP, seeds_RS = weights.prompts_RP[rows], weights.seeds_RS[rows]
-            total_RG = np.zeros((len(prompts_RP), len(self.step_G)))
+            prompts_RP, seeds_RS = (w[rows].astype(np.float32) for w in (weights.prompts_RP, weights.seeds_RS))
+            total_RG = np.zeros((len(prompts_RP), len(self.step_G)), np.float32)
             for s, gap_PG in enumerate(self.gap_SPG):
-                total_RG += seeds_RS[:, [s]] * (prompts_RP @ gap_PG)
-            height_RG = np.abs(total_RG) / (seeds_RS.sum(axis=1) * prompts_RP.sum(axis=1))[:, None]
-            areas.append(height_RG @ self.step_G)
-            largest.append(height_RG.max(axis=1))
+                total_RG += (seeds_RS[:, [s]] * prompts_RP) @ gap_PG
+            counted_R = (seeds_RS.sum(axis=1) * prompts_RP.sum(axis=1)).astype(float)
+            heights_RG = np.abs(total_RG, out=total_RG).astype(float)
+            areas.append(heights_RG @ self.step_G / counted_R)
+            largest.append(heights_RG.max(axis=1) / counted_R)
         return np.concatenate(areas), np.concatenate(largest)
 
     def linearised(self) -> tuple[np.ndarray, np.ndarray]:
@@ -323,7 +325,7 @@ class Gap:
 
         With them seeds and prompts are crossed as in any mean; exact but for how sign and place themselves vary.
         """
-        mean_G = self.gap_SPG.mean(axis=(0, 1))
+        mean_G = self.gap_SPG.mean(axis=(0, 1), dtype=float)
         widest = int(np.abs(mean_G).argmax())
         return self.gap_SPG @ (np.sign(mean_G) * self.step_G), self.gap_SPG[:, :, widest] * np.sign(mean_G[widest])
 
@@ -339,7 +341,7 @@ class Weights:
 def gap(values_SP: np.ndarray, expert_SP: np.ndarray, grid: np.ndarray | None = None) -> Gap:
     """Compare S answers a prompt with the expert's on the same prompts (expert_SP may be one row, for all seeds)."""
     grid = np.unique(np.concatenate([values_SP.ravel(), expert_SP.ravel()])) if grid is None else grid
-    below_SPG = (values_SP[:, :, None] <= grid).astype(float) - (expert_SP[:, :, None] <= grid)
+    below_SPG = (values_SP[:, :, None] <= grid).astype(np.float32) - (expert_SP[:, :, None] <= grid)
     return Gap(below_SPG, np.append(np.diff(grid), 0.0))
 
 
@@ -416,12 +418,13 @@ def distance_reduction(
 def _exchanged(method: Gap, other: Gap, *, draws: Resampling, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Both reductions of one seed in every draw that exchanges the two methods within prompts."""
     method_PG, other_PG = method.gap_SPG[0], other.gap_SPG[0]
-    kept_RP = draws.rng("exchange", *names).integers(0, 2, (draws.num_resamples, len(method_PG))).astype(float)
+    kept_RP = draws.rng("exchange", *names).integers(0, 2, (draws.num_resamples, len(method_PG)))
     areas, largest = [], []
     for rows in _blocks(len(kept_RP)):
-        kept, moved = kept_RP[rows], 1 - kept_RP[rows]
-        as_other = np.abs(kept @ other_PG + moved @ method_PG) / len(method_PG)
-        as_method = np.abs(kept @ method_PG + moved @ other_PG) / len(method_PG)
+        kept = kept_RP[rows].astype(np.float32)
+        moved = 1 - kept
+        as_other = np.abs(kept @ other_PG + moved @ method_PG).astype(float) / len(method_PG)
+        as_method = np.abs(kept @ method_PG + moved @ other_PG).astype(float) / len(method_PG)
         areas.append(as_other @ other.step_G - as_method @ method.step_G)
         largest.append(as_other.max(axis=1) - as_method.max(axis=1))
     return np.concatenate(areas), np.concatenate(largest)
