@@ -17,15 +17,8 @@ from torch.library import Library
 
 from uniapl.sampler import resolve_compute
 
-# Every matrix product of layers and attention comes down to one of these, in forward and backward: the names of the
-# operators, and the shape of what they return from that of their two last tensors.
-OPERATORS: dict[str, Callable[[Tensor, Tensor], tuple[int, ...]]] = {
-    "mm": lambda a, b: (a.shape[0], b.shape[1]),
-    "addmm": lambda a, b: (a.shape[0], b.shape[1]),
-    "bmm": lambda a, b: (a.shape[0], a.shape[1], b.shape[2]),
-    "baddbmm": lambda a, b: (a.shape[0], a.shape[1], b.shape[2]),
-}
-
+# What matrix products of layers and attention come down to, in forward and backward.
+OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
 
 _replaced: list[Library] = []  # what it registers is gone when a Library is
 
@@ -43,19 +36,20 @@ def replace() -> None:
     library = Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced, which is the purpose
-        for name, shape in OPERATORS.items():
-            library.impl(name, _product(getattr(torch.ops.aten, name).out, shape), "CPU")
+        for name in OPERATORS:
+            library.impl(name, _product(getattr(torch.ops.aten, name).out), "CPU")
     _replaced.append(library)
 
 
-def _product(into: Any, shape: Callable[[Tensor, Tensor], tuple[int, ...]]) -> Callable[..., Tensor]:
+def _product(into: Any) -> Callable[..., Tensor]:
     """The operator by its own variant that writes into a given tensor, whose kernel stays what it was."""
 
     def product(*operands: Tensor, **factors: float) -> Tensor:
         kind = operands[-1].dtype
-        if kind == torch.bfloat16:
+        if all(operand.dtype == torch.bfloat16 for operand in operands):  # others are refused by the kernel
             operands = tuple(operand.float() for operand in operands)
-        out = operands[-1].new_empty(shape(*operands[-2:]))
+        left, right = operands[-2:]
+        out = right.new_empty(left.shape[:-1] + right.shape[-1:])
         into(*operands, **factors, out=out)
         return out.to(kind)
 

@@ -195,13 +195,17 @@ def _engine_of(study: Study, released: tuple[str, str] | None) -> tuple[str, str
 
 
 def check_sampler(plan: Plan) -> None:
-    """Raise ConfigError where runs are to be made beside released ones, and what sampled those is not here."""
-    made = [a for a in plan.artifacts() if a.directory.is_relative_to(plan.root)]
-    if _sampled_with(made) == {"vllm"} and (reason := explain_fallback()):
-        lacking = reason.partition(":")[0]
-        raise ConfigError(
-            f"{describe(plan)}, with vLLM as those: {lacking}; set sampler.kind to hf, and nothing is taken"
-        )
+    """Raise ConfigError where more is to be made as released runs were, and what sampled those is not here."""
+    made = [a for a in plan.artifacts() if a.directory.is_relative_to(plan.root) and not a.manifest.is_file()]
+    for kind in _sampled_with(made):
+        try:
+            resolve_kind(plan.study.sampler.model_copy(update={"kind": kind}), plan.study.machine)
+        except ValueError as error:
+            lacking = str(error).partition(";")[0]
+            raise ConfigError(
+                f"what is not released is to be sampled as what is, and that cannot be done here: {lacking}. Mend "
+                f"that, or set sampler.kind to hf, and all is made here"
+            ) from None
 
 
 def _sampled_with(artifacts: Iterable[Artifact]) -> set[str]:

@@ -67,6 +67,25 @@ def off_by(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.usefixtures("replaced")
+def test_operands_of_two_types_are_refused_as_before() -> None:
+    a, b = numbers(2, 3), numbers(3, 4, dtype=torch.float32)
+    for operands in ((a, b), (b.T, a.T)):
+        with pytest.raises(RuntimeError, match="dtype"):
+            torch.mm(*operands)
+    with pytest.raises(RuntimeError):
+        torch.addmm(numbers(4, dtype=torch.float32), a, numbers(3, 4))
+
+
+@pytest.mark.usefixtures("replaced")
+def test_a_bias_is_added_once_and_one_that_does_not_count_may_be_anything() -> None:
+    rows, weight, bias = numbers(5, 64), numbers(7, 64, seed=1), numbers(7, seed=2)
+    sums = (rows.double() @ weight.double().T + bias.double()).to(torch.bfloat16)
+    assert off_by(functional.linear(rows, weight, bias), sums) <= 2
+    ignored = torch.full((7,), torch.nan, dtype=torch.bfloat16)
+    assert torch.equal(torch.addmm(ignored, rows, weight.T, beta=0), rows @ weight.T)
+
+
+@pytest.mark.usefixtures("replaced")
 @pytest.mark.parametrize("shape", [(5, 64, 7), (1, 576, 1), (33, 0, 4)])
 def test_each_product_is_the_exact_one_rounded_once(shape: tuple[int, int, int]) -> None:
     n, k, m = shape

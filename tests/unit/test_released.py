@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from uniapl import workflow
+from uniapl import sampler, workflow
 from uniapl.config import ConfigError
 from uniapl.layers import load_study
 from uniapl.plan import Artifact, Plan, make_plan, study_index
@@ -132,8 +132,7 @@ def test_what_is_left_to_the_machine_is_as_it_was_released(
                     sampler="vllm", compute="bfloat16")  # fmt: skip
     put(folder, old, old.artifacts())
     monkeypatch.setattr(workflow, "resolve_compute", lambda wanted: "float32" if wanted == "auto" else wanted)
-    monkeypatch.setattr(workflow, "explain_fallback", lambda: "vLLM is not installed: slower")
-    monkeypatch.setattr(workflow, "resolve_kind", lambda spec, machine: "hf" if spec.kind == "auto" else spec.kind)
+    monkeypatch.setattr(sampler, "explain_fallback", lambda: "vLLM is not installed: slower")
 
     def plan(source: str, **values: Any) -> Plan:
         return make_plans(settings_at(tmp_path, source, **left | values), "smoke", "all")["all"]
@@ -144,10 +143,13 @@ def test_what_is_left_to_the_machine_is_as_it_was_released(
     workflow.check_sampler(taken)  # which needs none
     own = plan("released+local", compute="float32")
     assert len(made(own)) == len(own.runs), "what the config says is never the release's"
-    with pytest.raises(
-        ConfigError, match=r"made here, with vLLM as those: vLLM is not installed; set sampler.kind to hf"
-    ):
-        workflow.check_sampler(plan("released+local", seeds="1"))
+    more = plan("released+local", seeds="1")
+    with pytest.raises(ConfigError, match=r"as what is, and .* here: sampler\.kind = 'vllm': vLLM is not installed\. "):
+        workflow.check_sampler(more)
+    for artifact in more.artifacts():
+        artifact.directory.mkdir(parents=True, exist_ok=True)
+        artifact.manifest.touch()
+    workflow.check_sampler(more)  # nothing is left to be made
     workflow.check_sampler(plan("released+local", sampler={"kind": "hf"}))
 
 

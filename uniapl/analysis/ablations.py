@@ -60,16 +60,19 @@ class Told:
 def _told(study: Study, variants: Sequence[tuple[str, str, str]]) -> list[Told]:
     """Of each model, method and variant. One seed beside several of the main run's decides nothing."""
     gaps = [_gap(study, *variant) for variant in variants]
+    tested = [replace(g, p=math.nan) if _single(study, v) else g for v, g in zip(variants, gaps, strict=True)]
     confidence, margin = study.claims.confidence, study.claims.equivalence_points / 100
     told = []
-    for variant, gap, p in zip(variants, gaps, stats.holm([g.p for g in gaps], confidence=confidence), strict=True):
+    for variant, gap, p in zip(variants, gaps, stats.holm([g.p for g in tested], confidence=confidence), strict=True):
         word = against_margin(gap, margin, significant=p < 1 - confidence)
-        told.append(Told(gap, adjusted(p, gap, gaps), ONE_SEED if word and _single(study, variant) else word))
+        told.append(Told(gap, adjusted(p, gap, tested), ONE_SEED if word and _single(study, variant) else word))
     return told
 
 
 def _single(study: Study, variant: tuple[str, str, str]) -> bool:
-    return len(study.evaluations(*variant)) == 1 < len(study.evaluations(*variant[:2]))
+    """Whether a variant shares a single seed with a main run that has several."""
+    seeds = [{e["seed"] for e in study.evaluations(*one)} for one in (variant, variant[:2])]
+    return len(seeds[0] & seeds[1]) == 1 < len(seeds[1])
 
 
 def _gap(study: Study, model: str, method: str, variant: str) -> Estimate:
@@ -97,7 +100,8 @@ def table6(study: Study) -> Table:
         cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
         last = _last_metrics(study, model, method, variant)
         num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
-        seen = told.gap.smallest_seen(confidence=study.claims.confidence)
+        single = told.word == ONE_SEED
+        seen = math.nan if single else told.gap.smallest_seen(confidence=study.claims.confidence)
         records.append(
             {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
             | {"num_seeds": num_seeds}
@@ -170,7 +174,9 @@ def _left(study: Study) -> Counter[tuple[str, str, str]]:
 
 def _interval_notes(study: Study, variants: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
     """What intervals are over: where others have several seeds, those of a single one are over prompts alone."""
-    said = "Of a variant with one seed they are over prompts alone, say nothing of other seeds and decide nothing."
+    said = (
+        "Of a variant with one seed they are over prompts alone: it decides nothing, and Holm does not count its test."
+    )
     single = any(_single(study, variant) for variant in variants)
     return (interval_note(study), said) if single else (interval_note(study),)
 

@@ -308,6 +308,7 @@ class Gap:
 
     def distances(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
         """Wasserstein-1 (area between the two functions) and Kolmogorov-Smirnov (largest gap), one a resample."""
+        assert math.prod(self.gap_SPG.shape[:2]) < 2**24, "float32 would round sums of so many answers"
         areas, largest = [], []
         for rows in _blocks(len(weights.prompts_RP)):
             prompts_RP, seeds_RS = (w[rows].astype(np.float32) for w in (weights.prompts_RP, weights.seeds_RS))

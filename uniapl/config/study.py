@@ -56,7 +56,9 @@ class Study(Spec):
     discriminator: Judge
     sampler: SamplerSpec
     compute: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Type of matrix products (weights stay float32); auto: bfloat16 where it is faster."
+        "auto",
+        description="Type of matrix products (weights stay float32); auto: bfloat16 where it is faster, or that of the "
+        "released runs that are taken.",
     )
     train: TrainSpec
     evaluation: EvalSpec

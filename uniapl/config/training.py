@@ -13,7 +13,9 @@ class SamplerSpec(Spec):
     """The rollout engine."""
 
     kind: Literal["auto", "vllm", "hf", "server"] = Field(
-        "auto", description="auto: vLLM where it runs, else transformers; server: those of machine.servers."
+        "auto",
+        description="auto: vLLM where it runs, else transformers, or what sampled the released runs that are taken; "
+        "server: those of machine.servers.",
     )
     kv_cache_gib: float = Field(1.0, gt=0, description="vLLM's KV cache on CPU, GiB.")
     max_sequences: Positive = Field(64, description="Sequences decoded together.")
