@@ -218,8 +218,9 @@ def table9(study: Study) -> Table:
                 cells.append(NOT_RUN if left[model, method, variant] else NO_CELL)
                 continue
             num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
-            part = f" ({num_seeds} of {num_seeds + missing} seeds)" if missing else ""
-            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}{part}")
+            every = num_seeds + missing
+            part = f" of {every}" if one.word == ONE_SEED else f" ({num_seeds} of {every} seeds)"
+            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}{part if missing else ''}")
             records.append(
                 {"model": model, "expert": expert, "method": method, "task": of.task}
                 | {"num_prompts": one.gap.n, "num_seeds": num_seeds}
