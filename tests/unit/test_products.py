@@ -13,8 +13,21 @@ from bench import products as bench
 from uniapl import products
 
 
+@pytest.fixture(autouse=True)
+def as_torch_multiplies() -> Iterator[None]:
+    """Before and after each test: another one of this process may have started an engine."""
+    put_back()
+    yield
+    put_back()
+
+
+def put_back() -> None:
+    while products._replaced:
+        products._replaced.pop()._destroy()
+
+
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """The types of what is multiplied by replaced products, one a call."""
     found: list[torch.dtype] = []
     product = products._product
@@ -29,9 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.dtype]]:
         return multiply
 
     monkeypatch.setattr(products, "_product", counted)
-    yield found
-    if products._replaced:
-        products._replaced.pop()._destroy()
+    return found
 
 
 @pytest.fixture
