@@ -54,6 +54,7 @@ from uniapl.plan import Plan, make_plan
 from uniapl.polar.checkpoint import PolarDecoder
 from uniapl.polar.discriminator import TransformersEngine
 from uniapl.records import TokenSequence
+from uniapl.sampler import resolve_compute
 from uniapl.shapes import KNOWN, POLAR, Shape, find_shape, shape_of
 from uniapl.update import prepare_layers
 
@@ -477,6 +478,8 @@ SLOW = [pytest.param(CASES[index], marks=pytest.mark.slow) for index in (5, 10, 
 
 @pytest.mark.parametrize("case", [CASES[0], *SLOW], ids=str)
 def test_an_update_takes_within_15_percent_or_50_mb_of_the_estimate(case: Case, checkpoints: Path):
+    if case.compute == "bfloat16" and resolve_compute("auto") != "bfloat16":
+        pytest.skip("of bfloat16 the estimate is for processors with instructions for it")
     assert_close(row_of(case, measured(case, make_model(case.model, checkpoints))))
 
 
