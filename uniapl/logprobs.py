@@ -18,6 +18,7 @@ from torch import Tensor
 
 from uniapl.attention import decoder_states
 from uniapl.batch import MicroBatch
+from uniapl.shapes import words_at_once
 
 
 class _Sums(NamedTuple):
@@ -108,7 +109,8 @@ class _BlockwiseLogprobs(torch.autograd.Function):
 
 def _logits(products_TW: Tensor, temperature: float, *, keep: bool) -> Tensor:
     """A block's logits in float32, which may be overwritten."""
-    return products_TW.to(torch.float32, copy=keep).div_(temperature)
+    logits_TW = products_TW.to(torch.float32, copy=keep)
+    return logits_TW if temperature == 1.0 else logits_TW.div_(temperature)
 
 
 def _places(targets_T: Tensor, start: int, words: int) -> tuple[Tensor, Tensor]:
@@ -123,13 +125,14 @@ def chunked_logprobs(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Log-probabilities of the targets (differentiable) and entropies (not), float32 [T], nats.
 
-    Blocks have as many words as `logits_bytes` of float32 logits hold, at least one. The matrix products run in
-    autocast's type where that is on, else in the hidden states', in the backward as in the forward; softmax and sums
-    in float32. Products of at most `kept_logits_bytes` in all are kept for the backward; nothing else depends on that.
+    Blocks have as many words as `logits_bytes` of float32 logits hold (`shapes.words_at_once`). The matrix products
+    run in autocast's type where that is on, else in the hidden states', in the backward as in the forward; softmax and
+    sums in float32. Products of at most `kept_logits_bytes` in all are kept for the backward; nothing else depends on
+    that.
     """
     device = hidden_TD.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
-    words = min(len(head_VD), max(1, logits_bytes // (4 * max(1, len(hidden_TD)))))
+    words = words_at_once(len(head_VD), tokens=len(hidden_TD), logits_bytes=logits_bytes)
     needed = len(hidden_TD) * len(head_VD) * product.itemsize
     keep = torch.is_grad_enabled() and needed <= kept_logits_bytes
     return _BlockwiseLogprobs.apply(hidden_TD, head_VD, targets_T, words, temperature, product, keep)  # type: ignore[no-any-return]

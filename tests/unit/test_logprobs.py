@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.memory import peak_bytes
 from uniapl.config import LOGITS_BYTES
 from uniapl.logprobs import chunked_logprobs
+from uniapl.shapes import words_at_once
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 101
 WORD = 4 * TOKENS  # bytes of the logits of one word
@@ -29,6 +30,19 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, 
 def naive(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logprobs_TV = ((hidden_TD.float() @ head_VD.T) / temperature).log_softmax(-1)
     return logprobs_TV.gather(1, targets_T[:, None])[:, 0], -(logprobs_TV.exp() * logprobs_TV).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens", "logits_bytes", "words"),
+    [
+        (151_936, 7168, 128 * 2**20, 4672),  # 4,681 fit, an odd number, whose rows begin at any even byte in bfloat16
+        (49_152, 7168, 128 * 2**20, 4672), (49_152, 1, 10**9, 49_152), (101, 23, 7 * WORD + 3, 7), (101, 0, 1, 1),
+    ],
+)  # fmt: skip
+def test_blocks_are_whole_64s_of_words_where_as_many_fit(
+    vocabulary: int, tokens: int, logits_bytes: int, words: int
+) -> None:
+    assert words_at_once(vocabulary, tokens=tokens, logits_bytes=logits_bytes) == words
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

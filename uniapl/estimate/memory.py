@@ -27,7 +27,7 @@ from uniapl.config import (
 )
 from uniapl.estimate.batches import PROMPT_TOKENS, Attended, Batch, largest_batch, polar_batch
 from uniapl.plan import Plan
-from uniapl.shapes import Shape, find_polar_shape, find_shape
+from uniapl.shapes import Shape, find_polar_shape, find_shape, words_at_once
 
 FLOAT32 = 4
 BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
@@ -171,7 +171,7 @@ def logits_buffers(
     shape: Shape, *, predicted: int, logits_bytes: int, kept_logits_bytes: int, compute: int
 ) -> tuple[int, int]:
     """Bytes that logits take at once, in forward and backward: the blocks, and what is kept of all of them."""
-    words = min(shape.vocabulary, max(1, logits_bytes // (FLOAT32 * predicted)))
+    words = words_at_once(shape.vocabulary, tokens=predicted, logits_bytes=logits_bytes)
     last = (shape.vocabulary - 1) % words + 1
     by_word = predicted * compute
     if shape.vocabulary * by_word > kept_logits_bytes:
