@@ -140,6 +140,7 @@ SIDES: dict[str, Callable[..., None]] = {
     "update_with_plain_malloc": own_updates,
     "trl": trl_grpo,
     "trl_no_checkpointing": lambda *given: trl_grpo(*given, gradient_checkpointing=False),
+    "trl_large_batch": lambda *given: trl_grpo(*given, gradient_checkpointing=False, device_batch=32),
     "trl_vllm": lambda *given: trl_grpo(*given, use_vllm=True, vllm_mode="colocate"),
     "trl_sft": trl_sft,
     "trl_sft_no_checkpointing": lambda *given: trl_sft(*given, gradient_checkpointing=False),

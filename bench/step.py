@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.compare import GOALS, report, summarize
 from bench.peers import SIDES
+from bench.shapes import SHAPES
 from bench.turns import take_turns
 from bench.work import FIRST_STEP, Work, make_work
 
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--demonstrations", type=int, default=32, help="of a step, in sft")
     made.add_argument("--scale", default="laptop", help="whose settings are taken")
     made.add_argument("--model", help="file in config/models, or a folder, instead of the scale's")
+    made.add_argument("--shape", choices=SHAPES, help="random weights of that true size, instead of a model's own")
     made.add_argument("--output", type=Path, help="JSON file for what was found; a figure goes beside it")
     return made
 
@@ -93,7 +95,7 @@ def work_of(case: Case, options: argparse.Namespace, folder: Path) -> Work:
     sizes = {size: getattr(options, size) for size in case.sizes}
     steps = FIRST_STEP + WARMUPS + options.repetitions
     return make_work(
-        options.scale, folder, model=options.model, sizes=sizes, kept=case.kept,
+        options.scale, folder, model=options.model, sizes=sizes, kept=case.kept, shape=options.shape,
         steps=None if "demonstrations" in sizes else steps,
     )  # fmt: skip
 

@@ -53,8 +53,15 @@ def without_vllm() -> None:
     availability.is_vllm_available = lambda *_, **__: False  # type: ignore[attr-defined]
 
 
-def trl_grpo(work: Work, wait: Callable[[], Any], tell: Callable[[dict[str, Any]], None], **changes: Any) -> None:
-    """Steps of TRL's GRPOTrainer; `changes` are further settings of GRPOConfig."""
+def trl_grpo(
+    work: Work,
+    wait: Callable[[], Any],
+    tell: Callable[[dict[str, Any]], None],
+    *,
+    device_batch: int = 8,
+    **changes: Any,
+) -> None:
+    """Steps of TRL's GRPOTrainer; `changes` are further settings of GRPOConfig, whose batch of a device is 8."""
     import torch
     from datasets import Dataset
 
@@ -88,9 +95,9 @@ def trl_grpo(work: Work, wait: Callable[[], Any], tell: Callable[[dict[str, Any]
         "num_generations": num_rollouts, "max_completion_length": new_tokens, "shuffle_dataset": False,
         "generation_kwargs": {"min_new_tokens": new_tokens} if work.kept else None,
         "temperature": work.study.train.temperature,
-        # The batch of a device is the default where a step is a multiple of it.
-        "per_device_train_batch_size": min(8, num_prompts * num_rollouts),
-        "gradient_accumulation_steps": max(1, num_prompts * num_rollouts // 8),
+        # The batch of a device is as asked for where a step is a multiple of it.
+        "per_device_train_batch_size": min(device_batch, num_prompts * num_rollouts),
+        "gradient_accumulation_steps": max(1, num_prompts * num_rollouts // device_batch),
     }  # fmt: skip
     rows = [{"prompt": [{"role": "user", "content": one.text}], "place": i} for i, one in enumerate(prompts)]
     trainer = GRPOTrainer(

@@ -21,6 +21,9 @@ FIRST_STEP = 1  # at step 0 the trainer probes, which is no part of a step's cos
 FOREVER = 10**6  # steps of a side, which ends when nobody asks for more
 LEARNING_RATE = 1e-6  # small, so that all steps find the same policy
 KV_CACHE_GIB = 0.5  # so that a step's rollouts are decoded together at all sizes
+# On a GPU, instead of what the scale says for a CPU's cache and memory.
+GPU_MACHINE = {"micro_batch_tokens": 16384, "logits_bytes": 128 * 2**20}
+GPU_SEQUENCES = 256  # decoded together there
 JUDGED_PROMPTS = 16  # of the discriminator
 NEGATIVES = 3  # drafts of such a prompt
 
@@ -80,17 +83,21 @@ def reward_by_place(place: int) -> float:
 
 
 def make_work(
-    scale: str, folder: Path, *, model: str | None, sizes: dict[str, int], kept: bool, steps: int | None
-) -> Work:
+    scale: str, folder: Path, *, model: str | None, sizes: dict[str, int], kept: bool, steps: int | None,
+    shape: str | None = None,
+) -> Work:  # fmt: skip
     """The scale's settings, with `sizes` (as `Work.sizes`) instead of its own.
 
     The pool has new prompts for `steps` steps; None: as many as a step's demonstrations, so that each step of SFT sees
-    all of them. The checkpoint is made below `folder` if it is not there.
+    all of them. The checkpoint is made below `folder` if it is not there: with `shape` random weights of that size
+    (`bench.shapes`) beside SmolLM2's tokenizer, since speed does not depend on what the weights are.
     """
     import torch
 
-    from uniapl.layers import load_study
-    from uniapl.models import checkpoint_folder
+    from bench.shapes import SHAPES, random_model
+    from uniapl.distributed import device
+    from uniapl.layers import load_model, load_study
+    from uniapl.models import build_model, checkpoint_folder, save_model
     from uniapl.sampler import resolve_compute
 
     keys = {
@@ -105,10 +112,16 @@ def make_work(
         "data": {"max_new_tokens": sizes["new_tokens"]} if "new_tokens" in sizes else {},
         "sampler": {"kv_cache_gib": KV_CACHE_GIB},
     }  # fmt: skip
+    if torch.cuda.is_available():
+        overrides |= {"machine": GPU_MACHINE}
+        overrides["sampler"] |= {"max_sequences": GPU_SEQUENCES}
     named = {"models": model} if model else {}
     source, study = load_study(scale, named), load_study(scale, named | overrides)
     checkpoint = folder / "model"
-    if not checkpoint.exists():
+    if not checkpoint.exists() and shape:
+        _, tokenizer = build_model(load_model("tiny_qwen3", "--shape"))
+        save_model(random_model(SHAPES[shape], device=device()), tokenizer, checkpoint)
+    elif not checkpoint.exists():
         checkpoint = checkpoint_folder(source.models[0], scratch=checkpoint)
     grpo, sft = study.stages["grpo"], study.stages["sft"]
     count = sft.demonstrations_per_step if steps is None else steps * grpo.prompts_per_step

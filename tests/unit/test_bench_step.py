@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench import compare, figures, peers, step, trl_sides
+from bench.shapes import SHAPES
 from bench.turns import take_turns
 from bench.work import FIRST_STEP, Work, make_work
 from uniapl import constraints, train
@@ -180,6 +181,12 @@ def test_the_record_and_its_figure_are_written_for_every_case(
     printed = capsys.readouterr().out
     assert "trl / ours: sample 5.00, update 2.00, step 3.00" in printed  # sampling 5, 3 and 6 times ours
     assert re.search(r"share of the limit.*0\.40.*MISSED", printed)
+
+
+def test_a_shape_is_a_checkpoint_of_random_weights_of_that_size_with_a_tokenizer(tmp_path: Path) -> None:
+    work = make_work("smoke", tmp_path, model="tiny_qwen3", sizes=SIZES, kept=True, steps=1, shape="tiny")
+    assert work.shape == SHAPES["tiny"]
+    assert "tokenizer.json" in {file.name for file in work.model.iterdir()}
 
 
 def test_every_case_has_sides_goals_and_a_name_in_the_figure() -> None:
