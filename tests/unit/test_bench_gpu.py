@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench.shapes import SHAPES, random_model, random_rows, update_flops
+from bench.shapes import ANSWERS, SHAPES, machine_settings, random_model, random_rows, update_flops
+from uniapl.estimate.batches import Batch
 from uniapl.estimate.gpus import peak_flops
+from uniapl.estimate.memory import DiscriminatorMemory, SamplerMemory, rank_memory
 from uniapl.sampler import explain_fallback
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +79,41 @@ def test_the_true_sizes_are_those_of_the_published_models(name: str, parameters:
     model = random_model(shape, device=torch.device("meta"))
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert shape.parameters == parameters
+
+
+@pytest.mark.parametrize("record", ["gpu_h200", "gpu_h200_unaligned"])
+def test_memory_measured_on_a_gpu_is_within_2_percent_of_the_estimate(record: str) -> None:
+    for name, row in updates_of(record):
+        answers = row["micro_batch_tokens"] // row["row_tokens"] * ANSWERS
+        length = row["row_tokens"] // (ANSWERS + 1)
+        batch = Batch(
+            row["micro_batch_tokens"], answers * length, row["tokens"] // row["micro_batch_tokens"], answers=answers,
+            answer_tokens=length, prompts=answers // ANSWERS, prompt_tokens=length,
+        )  # fmt: skip
+        memory = rank_memory(
+            SHAPES[name], batch, compute="bfloat16", ranks=1, activation_checkpointing=row["activation_checkpointing"],
+            logits_bytes=machine_settings().logits_bytes, kept_logits_bytes=0, on_gpu=True, sampler=SamplerMemory(),
+            discriminator=DiscriminatorMemory(),
+        )  # fmt: skip
+        expected = memory.update - memory.reference  # the bench has no reference
+        assert row["peak_memory_bytes"] == pytest.approx(expected, rel=0.02), name
+
+
+def test_the_page_shows_what_was_measured_on_a_gpu() -> None:
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    for record in ("gpu_h200", "gpu_h200_unaligned"):
+        for name, row in updates_of(record):
+            line = (
+                f"| {name} | {row['row_tokens']:,} | {row['micro_batch_tokens']:,} | {row['tokens_per_second']:,.0f} | "
+                f"{row['mfu_stated']:.1%} | {row['mfu_measured']:.1%} | {row['peak_memory_bytes'] / 2**30:.1f} |"
+            )
+            assert line in page
+
+
+def updates_of(record: str) -> list[tuple[str, dict[str, Any]]]:
+    """Model and row of each update in a record of docs/measurements."""
+    found = json.loads((ROOT / f"docs/measurements/{record}.json").read_text(encoding="utf-8"))
+    return [(name, row) for name, rows in found["update"].items() for row in rows]
 
 
 def test_operations_of_a_document_grow_with_its_square_alone() -> None:
