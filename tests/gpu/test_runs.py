@@ -43,7 +43,7 @@ def test_after_sleep_wake_and_push_the_sampler_has_the_new_weights(setting: Sett
         pytest.skip(reason)
     start = weights_directory(setting.model_directory)
     spec = SamplerSpec.model_validate({"kind": kind, "max_sequences": 16, "max_model_tokens": 512})
-    sampler = make_sampler(spec, start, dtype=compute, machine=MachineSpec())
+    sampler = make_sampler(spec, start, dtype=compute, machine=MachineSpec.model_validate({}))
     try:
         model = load_policy(start, dtype="float32").to("cuda")
         prompts = [chat.prompt_ids(load_tokenizer(start), p.text) for p in setting.prompts[:8]]
