@@ -19,6 +19,7 @@ from bench.shapes import trained_flops
 from bench.trl_sides import trl_grpo, trl_sft
 from bench.updates import own_updates
 from bench.work import FIRST_STEP, Work, reward_by_place
+from uniapl.shapes import words_at_once
 
 Wait = Callable[[], dict[str, Any]]  # until the next step; returns what is to be changed before it
 Tell = Callable[[dict[str, Any]], None]  # what a step took, seconds by part
@@ -122,7 +123,7 @@ def measure_limit(work: Work, wait: Wait, tell: Tell) -> None:
 
     torch.set_num_threads(work.threads)
     shape, micro_batch_tokens = work.shape, work.study.machine.micro_batch_tokens
-    words = max(1, work.study.machine.logits_bytes // (4 * micro_batch_tokens))
+    words = words_at_once(shape.vocabulary, tokens=micro_batch_tokens, logits_bytes=work.study.machine.logits_bytes)
     while True:
         wait()
         began = time.perf_counter()

@@ -20,11 +20,11 @@ from typing import Any
 
 from bench.compare import GOALS, report, summarize
 from bench.peers import SIDES
-from bench.shapes import SHAPES
 from bench.turns import take_turns
 from bench.work import FIRST_STEP, Work, make_work
 
 WARMUPS = 1
+TRUE_SIZES = ("qwen3_0_6b", "qwen3_4b")  # whose vocabulary holds the tokenizer's
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--demonstrations", type=int, default=32, help="of a step, in sft")
     made.add_argument("--scale", default="laptop", help="whose settings are taken")
     made.add_argument("--model", help="file in config/models, or a folder, instead of the scale's")
-    made.add_argument("--shape", choices=SHAPES, help="random weights of that true size, instead of a model's own")
+    made.add_argument("--shape", choices=TRUE_SIZES, help="random weights of that true size; not for study")
     made.add_argument("--output", type=Path, help="JSON file for what was found; a figure goes beside it")
     return made
 
@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Entry point."""
     options = parser().parse_args()
+    if options.shape and "study" in options.cases.split(","):
+        parser().error("--shape with the case study: random weights earn no reward; name others with --cases")
     began = time.perf_counter()
     found: dict[str, Any] = {"machine": machine(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:

@@ -91,13 +91,15 @@ def trl_grpo(
         )  # fmt: skip
         return rewards
 
+    device_batch = min(device_batch, num_prompts * num_rollouts)
+    if num_prompts * num_rollouts % device_batch:
+        raise ValueError(f"a step of {num_prompts * num_rollouts} answers is no multiple of a device's {device_batch}")
     options = shared_options(work) | {
         "num_generations": num_rollouts, "max_completion_length": new_tokens, "shuffle_dataset": False,
         "generation_kwargs": {"min_new_tokens": new_tokens} if work.kept else None,
         "temperature": work.study.train.temperature,
-        # The batch of a device is as asked for where a step is a multiple of it.
-        "per_device_train_batch_size": min(device_batch, num_prompts * num_rollouts),
-        "gradient_accumulation_steps": max(1, num_prompts * num_rollouts // device_batch),
+        "per_device_train_batch_size": device_batch,
+        "gradient_accumulation_steps": num_prompts * num_rollouts // device_batch,
     }  # fmt: skip
     rows = [{"prompt": [{"role": "user", "content": one.text}], "place": i} for i, one in enumerate(prompts)]
     trainer = GRPOTrainer(

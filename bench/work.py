@@ -90,12 +90,11 @@ def make_work(
 
     The pool has new prompts for `steps` steps; None: as many as a step's demonstrations, so that each step of SFT sees
     all of them. The checkpoint is made below `folder` if it is not there: with `shape` random weights of that size
-    (`bench.shapes`) beside SmolLM2's tokenizer, since speed does not depend on what the weights are.
+    (`bench.shapes`) beside SmolLM2's tokenizer; where `kept`, speed does not depend on what the weights are.
     """
     import torch
 
     from bench.shapes import SHAPES, random_model
-    from uniapl.distributed import device
     from uniapl.layers import load_model, load_study
     from uniapl.models import build_model, checkpoint_folder, save_model
     from uniapl.sampler import resolve_compute
@@ -120,7 +119,9 @@ def make_work(
     checkpoint = folder / "model"
     if not checkpoint.exists() and shape:
         _, tokenizer = build_model(load_model("tiny_qwen3", "--shape"))
-        save_model(random_model(SHAPES[shape], device=device()), tokenizer, checkpoint)
+        save_model(
+            random_model(SHAPES[shape], device=torch.device("cpu")), tokenizer, checkpoint
+        )  # the GPU is for sides
     elif not checkpoint.exists():
         checkpoint = checkpoint_folder(source.models[0], scratch=checkpoint)
     grpo, sft = study.stages["grpo"], study.stages["sft"]

@@ -413,7 +413,7 @@ def test_the_command_prints_a_table_with_its_assumptions():
     rows = [line.split() for line in done.output.splitlines() if line.strip().startswith("qwen3_0_6b")]
     assert [row[1] for row in rows] == ["1", "2", "4", "8"]
     assert [row[-1] for row in rows] == ["yes"] * 4
-    assert "Only the update has been measured on a GPU" in " ".join(done.output.split())
+    assert "only the update on one H200 has been measured" in " ".join(done.output.split())
 
 
 @pytest.mark.parametrize(

@@ -136,8 +136,8 @@ def assumptions(row: Row) -> list[str]:
     ]
     if not asleep:
         lines.append(
-            f"{gib(GPU_RESERVE)} GiB of a GPU are kept for CUDA, NCCL and work spaces (assumed). Only the update "
-            f"has been measured on a GPU (docs/memory.md)"
+            f"{gib(GPU_RESERVE)} GiB of a GPU are kept for CUDA, NCCL and work spaces (assumed). Of a GPU "
+            f"only the update on one H200 has been measured (docs/memory.md)"
         )
     return lines
 
