@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import get_args
@@ -245,8 +246,13 @@ def test_what_a_dying_worker_left_is_judged_by_another(backend: str) -> None:
 def workers_that_wait(others: set[int]) -> list[psutil.Process]:
     """Workers of this process that have a child which judges: not bwrap's own two processes, and none of `others`."""
     below = [process for process in psutil.Process().children(recursive=True) if process.pid not in others]
-    workers = [other for other in below if other.name().startswith("python") and other.children()]
-    return [other for other in workers if other.children()[0].status() == psutil.STATUS_SLEEPING]
+    found = []
+    for other in below:
+        with suppress(psutil.NoSuchProcess):  # it, or its child, ended meanwhile
+            judging = other.children() if other.name().startswith("python") else []
+            if judging and judging[0].status() == psutil.STATUS_SLEEPING:
+                found.append(other)
+    return found
 
 
 def test_a_process_that_does_not_end_is_ended_with_all_below_it() -> None:
