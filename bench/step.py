@@ -66,9 +66,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Entry point."""
-    options = parser().parse_args()
+    command = parser()
+    options = command.parse_args()
     if options.shape and "study" in options.cases.split(","):
-        parser().error("--shape with the case study: random weights earn no reward; name others with --cases")
+        command.error("--shape with the case study: random weights earn no reward; name others with --cases")
     began = time.perf_counter()
     found: dict[str, Any] = {"machine": machine(), "cases": {}}
     with tempfile.TemporaryDirectory() as folder:

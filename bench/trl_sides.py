@@ -54,13 +54,9 @@ def without_vllm() -> None:
 
 
 def trl_grpo(
-    work: Work,
-    wait: Callable[[], Any],
-    tell: Callable[[dict[str, Any]], None],
-    *,
-    device_batch: int = 8,
+    work: Work, wait: Callable[[], Any], tell: Callable[[dict[str, Any]], None], *, device_batch: int = 8,
     **changes: Any,
-) -> None:
+) -> None:  # fmt: skip
     """Steps of TRL's GRPOTrainer; `changes` are further settings of GRPOConfig, whose batch of a device is 8."""
     import torch
     from datasets import Dataset

@@ -84,8 +84,8 @@ def take_turns(names: Sequence[str], work: Work, *, repetitions: int, warmups: i
                     continue
                 label = f"turn {turn + 1}" if turn >= 0 else "warm-up"
                 waited = time.perf_counter() - began
-                parts = ", ".join(f"{part} {took[part]:.2f}" for part in ("sample", "update") if took.get(part))
-                print(f"  {name}, {label}: {took['step']:.2f} s ({parts}), {waited:.1f} s in all", flush=True)
+                parts = "".join(f", {part} {took[part]:.2f}" for part in ("sample", "update") if took.get(part))
+                print(f"  {name}, {label}: {took['step']:.2f} s{parts}, {waited:.1f} s in all", flush=True)
                 if turn >= 0:
                     found[name]["steps"].append(took)
     return found

@@ -21,9 +21,8 @@ FIRST_STEP = 1  # at step 0 the trainer probes, which is no part of a step's cos
 FOREVER = 10**6  # steps of a side, which ends when nobody asks for more
 LEARNING_RATE = 1e-6  # small, so that all steps find the same policy
 KV_CACHE_GIB = 0.5  # so that a step's rollouts are decoded together at all sizes
-# On a GPU, instead of what the scale says for a CPU's cache and memory.
-GPU_MACHINE = {"micro_batch_tokens": 16384, "logits_bytes": 128 * 2**20}
-GPU_SEQUENCES = 256  # decoded together there
+# On a GPU, instead of what the scale says for a CPU's memory: of a micro-batch, and decoded together.
+GPU_MICRO_BATCH_TOKENS, GPU_SEQUENCES = 16384, 256
 JUDGED_PROMPTS = 16  # of the discriminator
 NEGATIVES = 3  # drafts of such a prompt
 
@@ -95,6 +94,7 @@ def make_work(
     import torch
 
     from bench.shapes import SHAPES, random_model
+    from uniapl.config import LOGITS_BYTES
     from uniapl.layers import load_model, load_study
     from uniapl.models import build_model, checkpoint_folder, save_model
     from uniapl.sampler import resolve_compute
@@ -112,16 +112,15 @@ def make_work(
         "sampler": {"kv_cache_gib": KV_CACHE_GIB},
     }  # fmt: skip
     if torch.cuda.is_available():
-        overrides |= {"machine": GPU_MACHINE}
+        overrides["machine"] = {"micro_batch_tokens": GPU_MICRO_BATCH_TOKENS, "logits_bytes": LOGITS_BYTES}
         overrides["sampler"] |= {"max_sequences": GPU_SEQUENCES}
     named = {"models": model} if model else {}
     source, study = load_study(scale, named), load_study(scale, named | overrides)
     checkpoint = folder / "model"
     if not checkpoint.exists() and shape:
         _, tokenizer = build_model(load_model("tiny_qwen3", "--shape"))
-        save_model(
-            random_model(SHAPES[shape], device=torch.device("cpu")), tokenizer, checkpoint
-        )  # the GPU is for sides
+        random = random_model(SHAPES[shape], device=torch.device("cpu"))  # the GPU's memory is for the sides
+        save_model(random, tokenizer, checkpoint)
     elif not checkpoint.exists():
         checkpoint = checkpoint_folder(source.models[0], scratch=checkpoint)
     grpo, sft = study.stages["grpo"], study.stages["sft"]
