@@ -132,7 +132,7 @@ def chunked_logprobs(
     """
     device = hidden_TD.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_TD.dtype
-    words = words_at_once(len(head_VD), tokens=len(hidden_TD), logits_bytes=logits_bytes)
+    words = words_at_once(len(head_VD), tokens=len(hidden_TD), logits_bytes=logits_bytes, on_gpu=hidden_TD.is_cuda)
     needed = len(hidden_TD) * len(head_VD) * product.itemsize
     keep = torch.is_grad_enabled() and needed <= kept_logits_bytes
     return _BlockwiseLogprobs.apply(hidden_TD, head_VD, targets_T, words, temperature, product, keep)  # type: ignore[no-any-return]

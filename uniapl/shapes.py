@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 QUERY_KEY_NORMS = ("qwen3",)  # model types that normalise queries and keys of each head
 DECODERS = (*QUERY_KEY_NORMS, "llama", "internlm2")
-ALIGNED_WORDS = 64  # of a block of the vocabulary
+ALIGNED_WORDS = 64  # of a block of the vocabulary on a GPU
 SMOLLM2: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49_152, "tie_word_embeddings": True,
@@ -153,11 +153,13 @@ def snapshot_folder(name: str, revision: str, *, kind: str = "model") -> Path:
     return repository / "snapshots" / commit
 
 
-def words_at_once(vocabulary: int, *, tokens: int, logits_bytes: int) -> int:
+def words_at_once(vocabulary: int, *, tokens: int, logits_bytes: int, on_gpu: bool) -> int:
     """Words of a block of the vocabulary whose float32 logits of so many tokens take at most `logits_bytes`.
 
-    At least one; in whole 64s where there is room, since matrices whose rows do not begin at 16 bytes have only slow
-    kernels on a GPU (docs/performance.md).
+    At least one; on a GPU in whole 64s where there is room, since matrices whose rows do not begin at 16 bytes have
+    only slow kernels there (docs/performance.md).
     """
     words = max(1, logits_bytes // (4 * max(1, tokens)))
-    return min(vocabulary, words - words % ALIGNED_WORDS or words)
+    if on_gpu:
+        words = words - words % ALIGNED_WORDS or words
+    return min(vocabulary, words)

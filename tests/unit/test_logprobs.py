@@ -33,16 +33,18 @@ def naive(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, temperature: fl
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "tokens", "logits_bytes", "words"),
+    ("vocabulary", "tokens", "logits_bytes", "on_gpu", "words"),
     [
-        (151_936, 7168, 128 * 2**20, 4672),  # 4,681 fit, an odd number, whose rows begin at any even byte in bfloat16
-        (49_152, 7168, 128 * 2**20, 4672), (49_152, 1, 10**9, 49_152), (101, 23, 7 * WORD + 3, 7), (101, 0, 1, 1),
+        # 4,681 fit, an odd number, whose rows begin at any even byte in bfloat16
+        (151_936, 7168, 128 * 2**20, True, 4672), (151_936, 7168, 128 * 2**20, False, 4681),
+        (49_152, 7168, 128 * 2**20, True, 4672), (49_152, 1, 10**9, True, 49_152),
+        (101, 23, 7 * WORD + 3, True, 7), (101, 23, 7 * WORD + 3, False, 7), (101, 0, 1, True, 1),
     ],
 )  # fmt: skip
-def test_blocks_are_whole_64s_of_words_where_as_many_fit(
-    vocabulary: int, tokens: int, logits_bytes: int, words: int
+def test_blocks_have_as_many_words_as_fit_and_on_a_gpu_whole_64s(
+    vocabulary: int, tokens: int, logits_bytes: int, on_gpu: bool, words: int
 ) -> None:
-    assert words_at_once(vocabulary, tokens=tokens, logits_bytes=logits_bytes) == words
+    assert words_at_once(vocabulary, tokens=tokens, logits_bytes=logits_bytes, on_gpu=on_gpu) == words
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -168,10 +168,10 @@ def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) ->
 
 
 def logits_buffers(
-    shape: Shape, *, predicted: int, logits_bytes: int, kept_logits_bytes: int, compute: int
+    shape: Shape, *, predicted: int, logits_bytes: int, kept_logits_bytes: int, compute: int, on_gpu: bool
 ) -> tuple[int, int]:
     """Bytes that logits take at once, in forward and backward: the blocks, and what is kept of all of them."""
-    words = words_at_once(shape.vocabulary, tokens=predicted, logits_bytes=logits_bytes)
+    words = words_at_once(shape.vocabulary, tokens=predicted, logits_bytes=logits_bytes, on_gpu=on_gpu)
     last = (shape.vocabulary - 1) % words + 1
     by_word = predicted * compute
     if shape.vocabulary * by_word > kept_logits_bytes:
@@ -211,8 +211,9 @@ def moments(
     # The head's gradient waits for the embedding's, to be added to it or, by FSDP2, to be summed over the ranks.
     waiting = head if shape.tied or ranks > 1 else 0
     forward_blocks, backward_blocks = logits_buffers(
-        shape, predicted=batch.predicted, logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes, compute=size
-    )
+        shape, predicted=batch.predicted, logits_bytes=logits_bytes, kept_logits_bytes=kept_logits_bytes, compute=size,
+        on_gpu=on_gpu,
+    )  # fmt: skip
     if ranks == 1:
         casts = size * shape.layers * shape.matrices_of_layer if size < FLOAT32 else 0
         in_forward, at_end = casts, 0
