@@ -145,6 +145,9 @@ SIDES: dict[str, Callable[..., None]] = {
     "trl": trl_grpo,
     "trl_no_checkpointing": lambda *given: trl_grpo(*given, gradient_checkpointing=False),
     "trl_large_batch": lambda *given: trl_grpo(*given, gradient_checkpointing=False, device_batch=32),
+    "trl_continuous_batching": lambda *given: trl_grpo(  # which from then on trains bfloat16 weights
+        *given, gradient_checkpointing=False, device_batch=32, use_transformers_continuous_batching=True
+    ),
     "trl_vllm": lambda *given: trl_grpo(*given, use_vllm=True, vllm_mode="colocate"),
     "trl_sft": trl_sft,
     "trl_sft_no_checkpointing": lambda *given: trl_sft(*given, gradient_checkpointing=False),

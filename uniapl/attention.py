@@ -91,9 +91,7 @@ def decoder_states(decoder: Any, micro: MicroBatch) -> Tensor:
 def attend_by_document(decoder: Any) -> None:
     """Let a decoder's layers use `attention`. Raise ValueError where they do not attend to all that stands before."""
     config = decoder.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if getattr(config, "sliding_window", None):
-        kinds.add("sliding_window")
+    kinds = _other_attention(config)
     if not kinds:  # else it stays as it is, so that it is refused again
         with suppress(ValueError):
             decoder.set_attn_implementation(NAME)
@@ -105,11 +103,23 @@ def attend_by_document(decoder: Any) -> None:
         )
 
 
+def attends_to_all(config: Any) -> bool:
+    """Whether `attention` is right for all layers of a model: each attends to all that stands before."""
+    return not _other_attention(config)
+
+
+def _other_attention(config: Any) -> set[str]:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    return kinds | ({"sliding_window"} if getattr(config, "sliding_window", None) else set())
+
+
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     documents: Documents | None = None, scaling: float | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' interface: query [1, H, S, D], key and value [1, G, S, D]; returns [1, S, H, D] and None."""
+    if documents is None and query.shape[2] == 1:
+        return _attend_once(query, key, value, attention_mask, scaling), None
     if documents is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -149,6 +159,16 @@ class _Rearranged(torch.autograd.Function):
         inverse, used = ctx.saved_tensors
         gradient = gradients[0].index_select(0, inverse)
         return gradient if used is None else torch.where(used[:, None], gradient, 0), None, None, None
+
+
+def _attend_once(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    """One query of each row, [B, H, 1, D], to keys and values [B, G, K, D]: [B, 1, H, D].
+
+    The queries of a key head's group stand in the place of a sequence, so that no key is laid out for each of them.
+    """
+    grouped = query.view(*key.shape[:2], -1, query.shape[3])
+    out = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
+    return out.flatten(1, 2)[:, None]
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, see_NQK: Tensor, scale: float) -> Tensor:

@@ -21,6 +21,7 @@ from uniapl.batch import FILLER, MicroBatch, layout, needs_gradient, split, term
 from uniapl.distributed import ALONE, Ranks, device, shard, under_forward, whole
 from uniapl.entry import SharedError
 from uniapl.logprobs import completion_logprobs
+from uniapl.norms import fuse_norms
 from uniapl.objectives import (
     TERMS,
     clipped_surrogate_loss,
@@ -126,6 +127,9 @@ def make_policy(
     `start` may be None where no KL is ever measured.
     """
     here = device()
+    if here.type == "cuda":
+        for each in filter(None, (model, start)):
+            fuse_norms(each)
     prepare_layers(model.train(), checkpointed=machine.activation_checkpointing, compiled=machine.compile)
     shard(model, ranks, compute=compute)  # before the move, so that no GPU ever holds all of a model
     model.to(here)

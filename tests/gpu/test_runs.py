@@ -19,13 +19,14 @@ from safetensors.torch import load_file
 from tests.invariance.small_step import HashDiscriminator, Run, Setting, make_setting, stage_spec
 from tests.invariance.test_ranks import assert_same_training, finished, make_run
 from tests.unit.tiny_polar import write_checkpoint
-from uniapl import chat, discriminator, train
+from uniapl import chat, decoding, discriminator, train
 from uniapl.config import MachineSpec, PolarSpec, SamplerSpec
 from uniapl.discriminator import FrozenStates
 from uniapl.models import load_policy, load_tokenizer, weights_directory
 from uniapl.polar.discriminator import open_polar
 from uniapl.runlog import read_rows
 from uniapl.sampler import explain_fallback, make_sampler
+from uniapl.sampler_hf import HFSampler
 
 pytestmark = pytest.mark.gpu
 PUSHED_NATS = {"float32": 0.01, "bfloat16": 0.1}  # mean difference of sampler and trainer that is rounding
@@ -70,6 +71,31 @@ def test_after_sleep_wake_and_push_the_sampler_has_the_new_weights(setting: Sett
         assert sum(gaps) / len(gaps) < PUSHED_NATS[compute]
     finally:
         sampler.close()
+
+
+@pytest.mark.parametrize("segment", [5, decoding.SEGMENT])
+def test_graphs_sample_as_a_growing_cache_does(setting: Setting, segment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "SEGMENT", segment)
+    replayed = []
+    captured = decoding._captured
+    monkeypatch.setattr(decoding, "_captured", lambda advance: replayed.append(advance) or captured(advance))
+    start = weights_directory(setting.model_directory)
+    prompts = [chat.prompt_ids(load_tokenizer(start), p.text) for p in setting.prompts[:8]]
+    options: dict[str, Any] = {"seeds": list(range(8)), "max_new_tokens": 24, "temperature": 0.7}
+    found, expected = (
+        HFSampler(start, max_sequences=8, dtype="float32", decode=decode).generate(prompts, **options)
+        for decode in (None, decoding.decode_growing)
+    )
+    assert replayed, "the sampler took another loop"
+    # A number that falls on the border of two words may draw either, and rounding moves borders.
+    assert sum(one.token_ids == other.token_ids for one, other in zip(found, expected, strict=True)) >= 4
+    model = load_policy(start, dtype="float32").to("cuda")
+    for prompt, sample in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([prompt + sample.token_ids], device="cuda")).logits[0, len(prompt) - 1 : -1]
+        chosen_T1 = torch.tensor(sample.token_ids, device="cuda")[:, None]
+        expected_T = (logits_TV / 0.7).log_softmax(-1).gather(1, chosen_T1)[:, 0]
+        assert sample.logprobs == pytest.approx(expected_T.tolist(), abs=1e-3)
 
 
 def test_frozen_states_on_the_gpu_are_those_of_the_cpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

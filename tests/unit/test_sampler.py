@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from uniapl import products
+from uniapl import decoding, products
 from uniapl import sampler as engines
 from uniapl.config import MachineSpec, ModelSpec, SamplerSpec
+from uniapl.decoding import BLOCK, Decode, choose, decode_growing, decode_in_segments
 from uniapl.models import build_model, load_policy, save_model
 from uniapl.sampler import make_sampler, resolve_compute, resolve_kind
 from uniapl.sampler_hf import HFSampler
@@ -37,9 +38,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module", params=[decode_growing, decode_in_segments])
+def decode(request: pytest.FixtureRequest) -> Decode:
+    loop: Decode = request.param
+    return loop
+
+
 @pytest.fixture(scope="module")
-def sampler(checkpoint: Path) -> HFSampler:
-    return HFSampler(checkpoint, max_sequences=8, dtype="float32")
+def sampler(checkpoint: Path, decode: Decode) -> HFSampler:
+    return HFSampler(checkpoint, max_sequences=8, dtype="float32", decode=decode)
 
 
 def forward_logprobs(model: Any, prompt: list[int], completion: list[int], temperature: float) -> list[float]:
@@ -66,8 +73,8 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(sampler: HFSampler) -> None
         assert alone.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
 
 
-def test_more_requests_than_fit_keep_their_order(checkpoint: Path, sampler: HFSampler) -> None:
-    two_at_once = HFSampler(checkpoint, max_sequences=2, dtype="float32")
+def test_more_requests_than_fit_keep_their_order(checkpoint: Path, sampler: HFSampler, decode: Decode) -> None:
+    two_at_once = HFSampler(checkpoint, max_sequences=2, dtype="float32", decode=decode)
     expected = sampler.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=6, temperature=1.0)
     found = two_at_once.generate(PROMPTS, seeds=[1, 2, 3, 4], max_new_tokens=6, temperature=1.0)
     assert [s.token_ids for s in found] == [s.token_ids for s in expected]
@@ -97,8 +104,12 @@ def test_logprobs_are_those_of_a_full_forward(checkpoint: Path, sampler: HFSampl
         assert sample.logprobs == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_end_token_is_kept_and_stops_its_row_alone(checkpoint: Path) -> None:
-    sampler = HFSampler(checkpoint, max_sequences=32, dtype="float32")
+@pytest.mark.parametrize("segment", [5, decoding.SEGMENT])
+def test_the_end_token_is_kept_and_stops_its_row_alone(
+    checkpoint: Path, decode: Decode, segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "SEGMENT", segment)
+    sampler = HFSampler(checkpoint, max_sequences=32, dtype="float32", decode=decode)
     model = load_policy(checkpoint, dtype="float32")
     with torch.no_grad():
         model.get_output_embeddings().weight[2, 0] += 6.0  # makes the end token likelier
@@ -110,6 +121,26 @@ def test_the_end_token_is_kept_and_stops_its_row_alone(checkpoint: Path) -> None
     assert all(len(s.token_ids) == 32 and 2 not in s.token_ids for s in samples if s.finish_reason == "length")
     assert len({len(s.token_ids) for s in samples}) > 4
     assert all(len(s.token_ids) == len(s.logprobs) for s in samples)
+    for seed, sample in enumerate(samples):
+        expected = forward_logprobs(model, [5, 6, 7], sample.token_ids, 1.0)
+        assert sample.logprobs == pytest.approx(expected, abs=1e-4), f"row {seed}"
+
+
+def test_a_token_is_drawn_as_often_as_it_is_likely() -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = 2 * BLOCK + 5  # the last block is not full
+    logits_BV = 3 * torch.randn(1, words, generator=generator, dtype=torch.float64)
+    number = 200_000
+    places_B = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+    counts_V = torch.zeros(words)
+    for uniform_B in places_B.split(2000):
+        chosen_B, logprobs_B = choose(logits_BV.expand(len(uniform_B), -1), uniform_B, 0.7)
+        counts_V += torch.bincount(chosen_B, minlength=words)
+    expected_V = (logits_BV[0] / 0.7).softmax(-1)
+    assert float((counts_V / number - expected_V).abs().max()) <= 2 / number + 1e-6
+    assert float(logprobs_B[-1]) == pytest.approx(float(expected_V[chosen_B[-1]].log()), abs=1e-4)
+    ends = choose(logits_BV.expand(2, -1), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), 0.7)[0]
+    assert ends.tolist() == [0, words - 1]
 
 
 def test_pushed_weights_change_the_answers_and_back(checkpoint: Path) -> None:

@@ -157,10 +157,12 @@ def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) ->
     The residual stream is float32. Where the products are not, what q, k and v read is cast once, and so is what gate
     and up read.
     """
-    norms = 2 * shape.hidden * 2 * FLOAT32  # what each norm normalises, and the result before its weight
+    norms = (
+        2 * shape.hidden * FLOAT32 * (1 if on_gpu else 2)
+    )  # what each normalises; on CPU the result before its weight
     statistics = 2 * FLOAT32  # a norm's 1/rms
     if shape.head_norms:
-        norms += (shape.queries + shape.keys) * (FLOAT32 + compute)
+        norms += (shape.queries + shape.keys) * (FLOAT32 + (0 if on_gpu else compute))
         statistics += FLOAT32 * (shape.heads + shape.kv_heads)
     mlp = 4 * shape.intermediate * compute  # gate, silu(gate), up, their product
     by_position = norms + statistics + 2 * shape.hidden * compute + mlp
@@ -195,7 +197,7 @@ def moments(
     by_layer = saved_by_layer(shape, batch, compute=size, on_gpu=on_gpu)
     states = tokens * shape.hidden * FLOAT32  # a layer's input or output, or its gradient
     rotary = 2 * tokens * shape.head_dim * FLOAT32  # cos and sin, shared by the layers
-    final = 2 * states  # the last norm's input, and the result before its weight
+    final = states if on_gpu else 2 * states  # the last norm's input, and the result before its weight
     picked = batch.predicted * shape.hidden  # elements of the hidden states that predict
     laid_out = batch.number * laid_out_bytes(batch)
     by_layers = shape.layers * (states if activation_checkpointing else by_layer)
@@ -258,7 +260,8 @@ def sampler_memory(
         choosing = spec.max_sequences * shape.vocabulary * (size + 3 * FLOAT32 + 8)
         one_layer = token // shape.layers * spec.max_sequences * (PROMPT_TOKENS + data.max_new_tokens)
         cache = one_layer * (shape.layers + 1) + choosing  # a layer's cache is copied when it grows
-        return SamplerMemory(weights, cache, weights if gpu_bytes is None else 0)
+        # On a GPU the next step's graph takes over the memory in which the last one chose.
+        return SamplerMemory(weights, cache, weights + (0 if gpu_bytes is None else choosing))
     return SamplerMemory()
 
 
