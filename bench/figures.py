@@ -23,6 +23,7 @@ COLOURS = {"sample": "#0072b2", "score": "#cc79a7", "update": "#e69f00", "push":
 LABELS = {
     "ours": "GRPO, ours", "ours_uniapl": "UniAPL, ours", "ours_sft": "SFT, ours", "trl": "TRL", "trl_vllm": "TRL, vLLM",
     "trl_no_checkpointing": "TRL, no checkpointing", "trl_large_batch": "TRL, 32 a batch, no checkpointing",
+    "trl_continuous_batching": "TRL, 32 a batch, continuous batching",
     "trl_sft": "TRL, packing", "trl_sft_no_checkpointing": "TRL, packing, no checkpointing",
 }  # fmt: skip
 

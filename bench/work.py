@@ -33,6 +33,7 @@ class Work:
 
     folder: Path  # for what the sides write; it goes with the run
     model: Path  # the checkpoint's folder
+    title: str  # the model's name, or that of its shape
     study: Study  # settings, at the sizes that were asked for
     prompts: tuple[Prompt, ...]  # in which the steps' prompts are drawn
     demonstrations: tuple[Demonstration, ...]  # take 0 of each prompt
@@ -70,7 +71,7 @@ class Work:
     def described(self) -> dict[str, Any]:
         """What was done, for the record."""
         return self.sizes | {
-            "model": self.study.models[0].name, "pool_of_prompts": len(self.prompts), "all_groups_kept": self.kept,
+            "model": self.title, "pool_of_prompts": len(self.prompts), "all_groups_kept": self.kept,
             "temperature": self.study.train.temperature, "compute": self.compute, "threads": self.threads,
             "learning_rate": LEARNING_RATE, "demonstrations_by": "the editor, on canned drafts",
         }  # fmt: skip
@@ -127,8 +128,8 @@ def make_work(
     count = sft.demonstrations_per_step if steps is None else steps * grpo.prompts_per_step
     prompts, demonstrations, judged = expert(source, checkpoint, count)
     return Work(
-        folder, checkpoint, study, tuple(prompts), tuple(demonstrations), tuple(judged), kept,
-        resolve_compute(study.compute), torch.get_num_threads(),
+        folder, checkpoint, shape or study.models[0].name, study, tuple(prompts), tuple(demonstrations), tuple(judged),
+        kept, resolve_compute(study.compute), torch.get_num_threads(),
     )  # fmt: skip
 
 

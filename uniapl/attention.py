@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NAME = "sdpa_by_document"  # transformers refuses what has "sdpa" in its name for models that cannot have it
 # Of scores in float32 that a CPU keeps for the backward, with their cast: 1.5 times as much.
 PRODUCTS_BYTES = 32 * 2**20
+# With a mask torch prefers cuDNN's attention on recent GPUs, which builds a plan for every new shape, in up to a second
+# (modelscope/FunASR#3704); documents of ever new lengths have ever new shapes. Its other kernels take any.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Documents(NamedTuple):

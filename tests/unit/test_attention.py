@@ -116,6 +116,10 @@ def test_a_row_of_prompts_alone_has_no_answers_to_attend_to() -> None:
     assert out.isfinite().all()
 
 
+def test_no_kernel_is_used_that_is_planned_anew_for_every_length() -> None:
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 NO_WINDOW = {"layer_types": ["full_attention"], "sliding_window": None}
 HEADS_OF_KEYS = {"num_key_value_heads": 2, "head_dim": 8}
