@@ -33,13 +33,13 @@ class HFSampler:
         started = time.perf_counter()
         self._model = load_policy(model_directory, dtype=dtype).to(device())
         on_gpu = self._model.device.type == "cuda"
+        in_graphs = on_gpu and attends_to_all(self._model.config)
         if on_gpu:
             fuse_norms(self._model)
-        plain = attends_to_all(self._model.config)
-        if plain:
+        if in_graphs:
             with suppress(ValueError):  # it keeps an attention of its own
                 attend_by_document(self._model)  # for a single query this lays out no key twice
-        self._decode = decode or (decode_in_segments if on_gpu and plain else decode_growing)
+        self._decode = decode or (decode_in_segments if in_graphs else decode_growing)
         self._end_token_id = int(load_tokenizer(model_directory).eos_token_id)
         self._max_sequences = max_sequences
         self.start_seconds = time.perf_counter() - started

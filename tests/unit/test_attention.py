@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from uniapl import attention
 from uniapl.attention import Documents
@@ -114,6 +115,18 @@ def test_a_row_of_prompts_alone_has_no_answers_to_attend_to() -> None:
     assert row.answers_see_NAK.shape == (0, 0, 2)
     out, _ = attention.attention(MODULE, *(heads[:, :, :2] for heads in random_heads()), None, row)
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_single_query_of_each_row_attends_as_in_transformers(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, HEADS, 1, HEAD_DIM), (3, KV_HEADS, 7, HEAD_DIM), (3, KV_HEADS, 7, HEAD_DIM)]
+    heads = [torch.randn(shape, generator=generator) for shape in shapes]
+    mask = torch.arange(7) >= torch.tensor([0, 2, 5])[:, None, None, None] if masked else None
+    found, _ = attention.attention(MODULE, *heads, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(MODULE, *heads, mask, scaling=0.3)
+    assert found.shape == expected.shape == (3, 1, HEADS, HEAD_DIM)
+    torch.testing.assert_close(found, expected)
 
 
 def test_no_kernel_is_used_that_is_planned_anew_for_every_length() -> None:
