@@ -124,9 +124,8 @@ def measure_limit(work: Work, wait: Wait, tell: Tell) -> None:
     torch.set_num_threads(work.threads)
     shape, micro_batch_tokens = work.shape, work.study.machine.micro_batch_tokens
     words = words_at_once(
-        shape.vocabulary, tokens=micro_batch_tokens, logits_bytes=work.study.machine.logits_bytes,
-        on_gpu=torch.cuda.is_available(),
-    )  # fmt: skip
+        shape.vocabulary, tokens=micro_batch_tokens, logits_bytes=work.study.machine.logits_bytes, on_gpu=False
+    )
     while True:
         wait()
         began = time.perf_counter()

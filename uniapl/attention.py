@@ -3,7 +3,8 @@
 A packed row holds prompts and behind each its answers. Every layer lays queries, keys and values out as two batches:
 the prompts, and the answers with the keys of prompt and answer behind each other, each as long as its longest (`split`
 bounds what that wastes). It is registered as an attention of transformers', for decoders whose layers all attend to
-everything before them; others are refused. Without documents it is transformers' own scaled dot product.
+everything before them; others are refused. Without documents it is transformers' own scaled dot product, but for rows
+of a single query.
 """
 
 from __future__ import annotations
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 NAME = "sdpa_by_document"  # transformers refuses what has "sdpa" in its name for models that cannot have it
 # Of scores in float32 that a CPU keeps for the backward, with their cast: 1.5 times as much.
 PRODUCTS_BYTES = 32 * 2**20
-# With a mask torch prefers cuDNN's attention on recent GPUs, which builds a plan for every new shape, in up to a second
-# (modelscope/FunASR#3704); documents of ever new lengths have ever new shapes. Its other kernels take any.
-torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Documents(NamedTuple):
@@ -92,9 +90,16 @@ def decoder_states(decoder: Any, micro: MicroBatch) -> Tensor:
 
 
 def attend_by_document(decoder: Any) -> None:
-    """Let a decoder's layers use `attention`. Raise ValueError where they do not attend to all that stands before."""
+    """Let a decoder's layers use `attention`. Raise ValueError where they do not attend to all that stands before.
+
+    With a mask torch prefers cuDNN's attention on recent GPUs, which builds a plan for every new shape, in up to a
+    second (modelscope/FunASR#3704), and documents of ever new lengths have ever new shapes: this process does without.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
     config = decoder.config
-    kinds = _other_attention(config)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if getattr(config, "sliding_window", None):
+        kinds.add("sliding_window")
     if not kinds:  # else it stays as it is, so that it is refused again
         with suppress(ValueError):
             decoder.set_attn_implementation(NAME)
@@ -106,21 +111,14 @@ def attend_by_document(decoder: Any) -> None:
         )
 
 
-def attends_to_all(config: Any) -> bool:
-    """Whether `attention` is right for all layers of a model: each attends to all that stands before."""
-    return not _other_attention(config)
-
-
-def _other_attention(config: Any) -> set[str]:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    return kinds | ({"sliding_window"} if getattr(config, "sliding_window", None) else set())
-
-
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     documents: Documents | None = None, scaling: float | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' interface: query [1, H, S, D], key and value [1, G, S, D]; returns [1, S, H, D] and None."""
+    """transformers' interface: query [B, H, S, D], key and value [B, G, K, D]; returns [B, S, H, D] and None.
+
+    With documents B is 1 and K is S.
+    """
     if documents is None and query.shape[2] == 1:
         return _attend_once(query, key, value, attention_mask, scaling), None
     if documents is None:

@@ -1,12 +1,13 @@
 """Decode loops over transformers: with a cache that grows, for CPUs, and as CUDA graphs over a fixed one, for GPUs.
 
-A CPU's time is the products', so rows that ended leave the batch. On a GPU a token of a small model is some hundred
+A CPU's time is the products', so rows that ended leave the batch. On a GPU a token of a small model is hundreds of
 kernels that run faster than the host starts them; a graph starts all of them at once, and needs one shape and one place
-in memory for every tensor. B rows, T positions read, N tokens at most, V words, G key heads.
+in memory for every tensor. B rows, T positions read, L places of a fixed cache, N tokens at most, V words.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,8 @@ from uniapl.records import Sample
 BLOCK = 512  # words whose probability is summed before one of them is looked for
 SEGMENT = 256  # tokens of a graph; between two of them the cache grows and rows that ended leave it
 ALIGNED_KEYS = 64  # the fixed cache's length is a multiple of it, so that its mask needs no padding
+# What a token needs of memory at most: logits twice, log-probabilities, probabilities twice, float64 sums; and layers.
+BYTES_A_WORD, SPARE_BYTES = 32, 2**30
 CHECKED_EVERY = 16  # tokens, after which the host waits to see whether all rows have ended
 
 
@@ -87,8 +90,9 @@ def decode_in_segments(
     logprobs_NB = torch.zeros(uniform_NB.shape, device=model.device)
     logits_BV, cache, mask_BT = read_prompts(model, prompts, padding=end_token_id)
     ids_NB[0], logprobs_NB[0] = choose(logits_BV, uniform_NB[0], temperature)
+    del logits_BV
     read = [(layer.keys, layer.values) for layer in cache.layers]
-    del cache  # `read` alone holds it, layer by layer
+    del cache  # so that `read` alone holds it, layer by layer
     rows_B = torch.arange(len(prompts), device=model.device)
     kept_B = ids_NB[0] != end_token_id
     for start in range(1, len(uniform_NB), SEGMENT):
@@ -132,6 +136,7 @@ class _Segment:
         self._unseen_BL[:, :number].masked_fill_(mask_BT.bool(), 0.0)
         self._positions_B1 = mask_BT.sum(dim=1, keepdim=True)
         self._tokens_B1 = tokens_B[:, None].clone()
+        self._spare_bytes = SPARE_BYTES + rows * model.config.vocab_size * BYTES_A_WORD
         self._uniform_NB, self._step_1 = uniform_NB, torch.zeros(1, dtype=torch.long, device=model.device)
         self.ids_NB = torch.full(uniform_NB.shape, end_token_id, device=model.device)
         self.logprobs_NB = torch.zeros(uniform_NB.shape, device=model.device)
@@ -144,7 +149,7 @@ class _Segment:
             if done % CHECKED_EVERY == 1 and bool(self.ended_B.all()):
                 break
             if done == 1 and self._unseen_BL.is_cuda:
-                advance = _captured(self._advance)
+                advance = _captured(self._advance, spare_bytes=self._spare_bytes)
             advance()
 
     def mask_BT(self) -> Tensor:
@@ -196,15 +201,30 @@ class _FixedCache:
 _newest: list[torch.cuda.CUDAGraph] = []  # whose memory the next graph takes over
 
 
-def _captured(advance: Callable[[], None]) -> Callable[[], None]:
+@functools.cache
+def _capture_stream() -> torch.cuda.Stream:
+    """One for all graphs: memory that one stream has freed is not another's."""
+    return torch.cuda.Stream()
+
+
+def forget_graphs() -> None:
+    """Give the memory of the newest graph back."""
+    _newest.clear()
+
+
+def _captured(advance: Callable[[], None], *, spare_bytes: int) -> Callable[[], None]:
     """Recorded, not run; each call runs it. It must have been run before, so that libraries have begun.
 
-    `torch.cuda.graph` would first give all cached memory back, which the update after it would have to ask for anew.
+    `torch.cuda.graph` would first give all cached memory back, which the update after it would have to ask for anew;
+    here that is done where less than `spare_bytes` are free, since nothing can be given back in a capture.
     """
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
-        graph.capture_begin(*(older.pool() for older in _newest))
+    if torch.cuda.mem_get_info()[0] < spare_bytes:
+        torch.cuda.empty_cache()
+    with torch.cuda.stream(_capture_stream()):
+        # Other threads may be at work meanwhile, as that which writes a checkpoint.
+        graph.capture_begin(*(older.pool() for older in _newest), capture_error_mode="thread_local")
         try:
             advance()
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +13,7 @@ FUSED = ("LlamaRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # weight * x / rms(x);
 
 
 def fuse_norms(model: Any) -> None:
-    """Let the RMS norms of a transformers model be computed by the fused kernel, in their weight's type.
+    """Let the RMS norms of a transformers model be computed by the fused kernel; results are of the same type.
 
     What differs is rounding: a bfloat16 norm's result is rounded once, not twice. Norms of other families stay.
     """
@@ -22,5 +23,7 @@ def fuse_norms(model: Any) -> None:
 
 
 def _rms_norm(module: Any, hidden_states: Tensor) -> Tensor:
-    weight = module.weight
-    return functional.rms_norm(hidden_states.to(weight.dtype), weight.shape, weight, module.variance_epsilon)
+    weight, eps = module.weight, module.variance_epsilon
+    kind = torch.promote_types(hidden_states.dtype, weight.dtype)
+    # Autocast may compute, and return, float32.
+    return functional.rms_norm(hidden_states.to(kind), weight.shape, weight.to(kind), eps).to(kind)

@@ -40,7 +40,7 @@ class Sampler(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give the accelerator's memory back until `wake`; nothing to do on CPU."""
+        """Give the accelerator's memory back until `wake` (vLLM; transformers' weights stay); nothing to do on CPU."""
         ...
 
     def wake(self) -> None:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from uniapl.attention import attend_by_document, attends_to_all
-from uniapl.decoding import Decode, decode_growing, decode_in_segments
+from uniapl.attention import attend_by_document
+from uniapl.decoding import Decode, decode_growing, decode_in_segments, forget_graphs
 from uniapl.distributed import device
 from uniapl.models import load_policy, load_tokenizer
 from uniapl.norms import fuse_norms
 from uniapl.records import Sample
+from uniapl.shapes import DECODERS
 
 
 class HFSampler:
@@ -33,13 +33,12 @@ class HFSampler:
         started = time.perf_counter()
         self._model = load_policy(model_directory, dtype=dtype).to(device())
         on_gpu = self._model.device.type == "cuda"
-        in_graphs = on_gpu and attends_to_all(self._model.config)
+        self._decode = decode or decode_growing
         if on_gpu:
             fuse_norms(self._model)
-        if in_graphs:
-            with suppress(ValueError):  # it keeps an attention of its own
+            if self._model.config.model_type in DECODERS:
                 attend_by_document(self._model)  # for a single query this lays out no key twice
-        self._decode = decode or (decode_in_segments if in_graphs else decode_growing)
+                self._decode = decode or decode_in_segments
         self._end_token_id = int(load_tokenizer(model_directory).eos_token_id)
         self._max_sequences = max_sequences
         self.start_seconds = time.perf_counter() - started
@@ -71,12 +70,13 @@ class HFSampler:
         return time.perf_counter() - started
 
     def sleep(self) -> None:
-        """Nothing but the weights is held between two calls, and to move them costs more than their memory is worth."""
+        """Between two calls the weights are held, which cost more to move than their memory is worth, and a graph's."""
 
     def wake(self) -> None:
         """See `sleep`."""
 
     def close(self) -> None:
+        forget_graphs()
         del self._model
 
 

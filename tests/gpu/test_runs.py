@@ -78,7 +78,9 @@ def test_graphs_sample_as_a_growing_cache_does(setting: Setting, segment: int, m
     monkeypatch.setattr(decoding, "SEGMENT", segment)
     replayed = []
     captured = decoding._captured
-    monkeypatch.setattr(decoding, "_captured", lambda advance: replayed.append(advance) or captured(advance))
+    monkeypatch.setattr(
+        decoding, "_captured", lambda advance, **options: replayed.append(advance) or captured(advance, **options)
+    )
     start = weights_directory(setting.model_directory)
     prompts = [chat.prompt_ids(load_tokenizer(start), p.text) for p in setting.prompts[:8]]
     options: dict[str, Any] = {"seeds": list(range(8)), "max_new_tokens": 24, "temperature": 0.7}
@@ -96,6 +98,19 @@ def test_graphs_sample_as_a_growing_cache_does(setting: Setting, segment: int, m
         chosen_T1 = torch.tensor(sample.token_ids, device="cuda")[:, None]
         expected_T = (logits_TV / 0.7).log_softmax(-1).gather(1, chosen_T1)[:, 0]
         assert sample.logprobs == pytest.approx(expected_T.tolist(), abs=1e-3)
+
+
+def test_memory_of_graphs_is_taken_over_by_the_next(setting: Setting) -> None:
+    start = weights_directory(setting.model_directory)
+    prompts = [chat.prompt_ids(load_tokenizer(start), p.text) for p in setting.prompts[:8]]
+    sampler = HFSampler(start, max_sequences=8, dtype="bfloat16")
+    reserved = []
+    for seed in range(40):
+        rows = prompts[: 8 - seed % 3]
+        sampler.generate(rows, seeds=[seed] * len(rows), max_new_tokens=8, temperature=1.0)
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] <= reserved[9] + 2**22
+    sampler.close()
 
 
 def test_frozen_states_on_the_gpu_are_those_of_the_cpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,9 @@ def test_a_single_query_of_each_row_attends_as_in_transformers(masked: bool) -> 
     torch.testing.assert_close(found, expected)
 
 
-def test_no_kernel_is_used_that_is_planned_anew_for_every_length() -> None:
+def test_documents_use_no_kernel_that_is_planned_anew_for_every_length() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    attention.attend_by_document(AutoModel.from_config(AutoConfig.for_model("llama", **SMALL)))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 

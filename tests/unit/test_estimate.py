@@ -30,7 +30,7 @@ from uniapl import attention, sampler_vllm
 from uniapl.attention import decoder_states
 from uniapl.batch import SLOTS_A_TOKEN, layout
 from uniapl.cli import app
-from uniapl.config import ConfigError, DataSpec, MachineSpec, StageSpec
+from uniapl.config import ConfigError, DataSpec, MachineSpec, SamplerSpec, StageSpec
 from uniapl.estimate import batches
 from uniapl.estimate import memory as memory_model
 from uniapl.estimate.batches import Batch, largest_batch
@@ -47,8 +47,11 @@ from uniapl.estimate.memory import (
     polar_scoring,
     rank_memory,
     refuse_too_large,
+    remedies,
+    sampler_memory,
     saved_by_layer,
 )
+from uniapl.estimate.table import assumptions, on_gpus
 from uniapl.layers import load_model, load_study
 from uniapl.plan import Plan, make_plan
 from uniapl.polar.checkpoint import PolarDecoder
@@ -405,6 +408,21 @@ def test_a_model_of_unknown_shape_is_left_to_the_stage_that_makes_it():
 
 def command(*words: str) -> Any:
     return CliRunner().invoke(app, ["estimate", *words])
+
+
+def test_transformers_on_a_gpu_keeps_what_it_chose_in_and_is_told_apart_from_vllm_on_a_cpu() -> None:
+    shape, data = find_shape(load_model("qwen3_0_6b", "test")), load_study("paper").data
+    spec = SamplerSpec.model_validate({"kind": "hf"})
+    on_cpu, on_gpu = (
+        sampler_memory(shape, spec, data, kind="hf", compute="bfloat16", gpu_bytes=gpu_bytes, tensor_parallel=1)
+        for gpu_bytes in (None, 80 * GIB)
+    )
+    choosing = spec.max_sequences * shape.vocabulary * 22  # bytes of a word: 2 + 3 * 4 + 8
+    assert (on_gpu.kv_cache - on_cpu.kv_cache, on_gpu.asleep - on_cpu.asleep) == (choosing, choosing)
+    row = on_gpus("qwen3_0_6b", ranks=1, gpu_bytes=80 * GIB, overrides={})
+    held = replace(row.memory, sampler=on_gpu)
+    assert "kv_cache" not in remedies(row.plan.study, held, on_gpu=True)
+    assert any("only the update on one H200" in line for line in assumptions(replace(row, memory=held)))
 
 
 def test_the_command_prints_a_table_with_its_assumptions():

@@ -42,6 +42,21 @@ def test_fused_norms_give_the_same_logits_and_gradients(config: PreTrainedConfig
         assert float((one - other).detach().norm() / one.detach().norm()) < bound
 
 
+@pytest.mark.parametrize("kinds", [("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")])
+def test_a_fused_norm_has_the_type_of_transformers_and_its_precision(kinds: tuple[str, str]) -> None:
+    hidden, weight = (getattr(torch, kind) for kind in kinds)
+    plain = model_of(LlamaConfig(**SIZES)).model.norm.to(weight)
+    fused = copy.deepcopy(plain)
+    fuse_norms(fused)
+    states = torch.randn(5, SIZES["hidden_size"], generator=torch.Generator().manual_seed(0)).to(hidden)
+    with torch.no_grad():
+        found, expected = fused(states), plain(states)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(
+        found, expected, rtol=1e-5 if found.dtype == torch.float32 and hidden == torch.float32 else 1e-2, atol=1e-5
+    )
+
+
 def test_norms_of_another_form_stay_as_they_are() -> None:
     model = model_of(Gemma3TextConfig(**SIZES))
     fuse_norms(model)

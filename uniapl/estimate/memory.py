@@ -157,9 +157,8 @@ def saved_by_layer(shape: Shape, batch: Batch, *, compute: int, on_gpu: bool) ->
     The residual stream is float32. Where the products are not, what q, k and v read is cast once, and so is what gate
     and up read.
     """
-    norms = (
-        2 * shape.hidden * FLOAT32 * (1 if on_gpu else 2)
-    )  # what each normalises; on CPU the result before its weight
+    # What each norm normalises; where it is not fused, as on a GPU, also the result before its weight.
+    norms = 2 * shape.hidden * FLOAT32 * (1 if on_gpu else 2)
     statistics = 2 * FLOAT32  # a norm's 1/rms
     if shape.head_norms:
         norms += (shape.queries + shape.keys) * (FLOAT32 + (0 if on_gpu else compute))
@@ -260,8 +259,9 @@ def sampler_memory(
         choosing = spec.max_sequences * shape.vocabulary * (size + 3 * FLOAT32 + 8)
         one_layer = token // shape.layers * spec.max_sequences * (PROMPT_TOKENS + data.max_new_tokens)
         cache = one_layer * (shape.layers + 1) + choosing  # a layer's cache is copied when it grows
-        # On a GPU the next step's graph takes over the memory in which the last one chose.
-        return SamplerMemory(weights, cache, weights + (0 if gpu_bytes is None else choosing))
+        # On a GPU a graph chooses beside the first token's step, and the next one takes over its memory.
+        kept = 0 if gpu_bytes is None else choosing
+        return SamplerMemory(weights, cache + kept, weights + kept)
     return SamplerMemory()
 
 
@@ -442,7 +442,7 @@ def remedies(study: Study, memory: Memory, *, on_gpu: bool) -> str:
         ways.insert(0, f"{'raise' if on_gpu else 'lower'} machine.ranks (now {machine.ranks})")
     if not machine.activation_checkpointing:
         ways.insert(0, "set machine.activation_checkpointing to true")
-    if engine.asleep > engine.weights:  # vLLM on CPU
+    if engine.asleep > engine.weights and not on_gpu:  # vLLM on CPU
         ways.append(f"lower sampler.kv_cache_gib (now {study.sampler.kv_cache_gib:g})")
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 

@@ -44,6 +44,7 @@ class Row:
     stage: str
     memory: Memory
     available: int  # bytes for one rank
+    on_gpu: bool
 
     @property
     def fits(self) -> bool:
@@ -94,7 +95,7 @@ def _row(plan: Plan, model: ModelSpec, *, gpu_bytes: int | None, available: int)
             f"{COMMAND_LINE}: the shape of {model.name} is not known: it has no config.json of a Qwen3 or Llama model "
             f"here; fetch the model, or give a folder"
         )
-    return Row(model, plan, *need, available)
+    return Row(model, plan, *need, available, gpu_bytes is not None)
 
 
 def print_table(heading: str, rows: Sequence[Row]) -> None:
@@ -122,19 +123,18 @@ def assumptions(row: Row) -> list[str]:
     """What the figures of a table rest on, a line each."""
     study, machine, config = row.plan.study, row.plan.study.machine, row.plan.runs[0].config
     kind = config["sampler"]["kind"]
-    asleep = bool(row.memory.sampler.asleep)
     lines = [
         f"{config['compute']} compute; float32 weights, gradients and AdamW; FSDP2 over the ranks; activation "
         f"checkpointing {'on' if machine.activation_checkpointing else 'off'}",
         f"stage {row.stage}; micro-batches of {machine.micro_batch_tokens} tokens, answers of "
         f"{study.data.max_new_tokens}, prompts of at most {PROMPT_TOKENS}; every position predicts a token",
         f"sampler {kind}"
-        + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and asleep else "")
-        + (f" with {VLLM_GPU_SHARE:.0%} of a GPU, asleep during the update" if kind == "vllm" and not asleep else ""),
+        + (f" with {study.sampler.kv_cache_gib:g} GiB of KV cache" if kind == "vllm" and not row.on_gpu else "")
+        + (f" with {VLLM_GPU_SHARE:.0%} of a GPU, asleep during the update" if kind == "vllm" and row.on_gpu else ""),
         describe_discriminator(row),
         "total: the most at any time, sampling or updating, so not the sum where the sampler sleeps",
     ]
-    if not asleep:
+    if row.on_gpu:
         lines.append(
             f"{gib(GPU_RESERVE)} GiB of a GPU are kept for CUDA, NCCL and work spaces (assumed). Of a GPU "
             f"only the update on one H200 has been measured (docs/memory.md)"
