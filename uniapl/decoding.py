@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from uniapl.records import Sample
 
@@ -25,7 +26,7 @@ CHECKED_EVERY = 16  # tokens, after which the host waits to see whether all rows
 
 
 class Decode(Protocol):
-    """Both loops: a sample for each prompt; `uniform_NB` has the number that draws each token."""
+    """Both loops: a sample for each prompt, whose tokens `uniform_NB` draws; that is on the model's device."""
 
     def __call__(
         self, model: Any, prompts: Sequence[list[int]], uniform_NB: Tensor, *, end_token_id: int, temperature: float
@@ -51,7 +52,7 @@ def decode_growing(
     logits_BV, cache, mask_BT = read_prompts(model, prompts, padding=end_token_id)
     rows = list(range(len(prompts)))  # which prompt each row of the cache belongs to
     for step, uniform_B in enumerate(uniform_NB):
-        chosen_B, chosen_logprobs_B = choose(logits_BV, uniform_B[rows].to(model.device), temperature)
+        chosen_B, chosen_logprobs_B = choose(logits_BV, uniform_B[rows], temperature)
         for row, token, logprob in zip(rows, chosen_B.tolist(), chosen_logprobs_B.tolist(), strict=True):
             if not ended[row]:
                 ids[row].append(token)
@@ -85,7 +86,6 @@ def decode_in_segments(
     model: Any, prompts: Sequence[list[int]], uniform_NB: Tensor, *, end_token_id: int, temperature: float
 ) -> list[Sample]:
     """Segments of fixed shapes, each a CUDA graph where there is a GPU; between two of them rows that ended leave."""
-    uniform_NB = uniform_NB.to(model.device)
     ids_NB = torch.full(uniform_NB.shape, end_token_id, device=model.device)
     logprobs_NB = torch.zeros(uniform_NB.shape, device=model.device)
     logits_BV, cache, mask_BT = read_prompts(model, prompts, padding=end_token_id)
@@ -136,7 +136,6 @@ class _Segment:
         self._unseen_BL[:, :number].masked_fill_(mask_BT.bool(), 0.0)
         self._positions_B1 = mask_BT.sum(dim=1, keepdim=True)
         self._tokens_B1 = tokens_B[:, None].clone()
-        self._spare_bytes = SPARE_BYTES + rows * model.config.vocab_size * BYTES_A_WORD
         self._uniform_NB, self._step_1 = uniform_NB, torch.zeros(1, dtype=torch.long, device=model.device)
         self.ids_NB = torch.full(uniform_NB.shape, end_token_id, device=model.device)
         self.logprobs_NB = torch.zeros(uniform_NB.shape, device=model.device)
@@ -149,7 +148,8 @@ class _Segment:
             if done % CHECKED_EVERY == 1 and bool(self.ended_B.all()):
                 break
             if done == 1 and self._unseen_BL.is_cuda:
-                advance = _captured(self._advance, spare_bytes=self._spare_bytes)
+                words = len(self.ended_B) * self._model.config.vocab_size
+                advance = _captured(self._advance, spare_bytes=SPARE_BYTES + words * BYTES_A_WORD)
             advance()
 
     def mask_BT(self) -> Tensor:
@@ -182,11 +182,8 @@ class _FixedCache:
         self.place_1 = torch.full((1,), read[0][0].shape[2], device=kept_B.device)
         self._layers: list[list[Tensor]] = []
         while read:
-            self._layers.append([self._lengthened(each[kept_B], length) for each in read.pop(0)])
-
-    @staticmethod
-    def _lengthened(source: Tensor, length: int) -> Tensor:
-        return torch.nn.functional.pad(source, (0, 0, 0, length - source.shape[2]))
+            more = (0, 0, 0, length - read[0][0].shape[2])
+            self._layers.append([functional.pad(each[kept_B], more) for each in read.pop(0)])
 
     def read(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of all layers, of the tokens that were read."""
@@ -265,7 +262,7 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float) -> tuple[Te
         return chosen_B1.squeeze(1), logprobs_BV.gather(1, chosen_B1).squeeze(1)
     rows, words = logprobs_BV.shape
     blocks = -(-words // BLOCK)
-    blocks_BNW = torch.nn.functional.pad(logprobs_BV.exp(), (0, blocks * BLOCK - words)).view(rows, blocks, BLOCK)
+    blocks_BNW = functional.pad(logprobs_BV.exp(), (0, blocks * BLOCK - words)).view(rows, blocks, BLOCK)
     up_to_BN = blocks_BNW.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
     sought_B1 = uniform_B[:, None] * up_to_BN[:, -1:]
     block_B1 = torch.searchsorted(up_to_BN, sought_B1, right=True).clamp(max=blocks - 1)

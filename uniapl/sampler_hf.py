@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,8 +38,9 @@ class HFSampler:
         if on_gpu:
             fuse_norms(self._model)
             if self._model.config.model_type in DECODERS:
-                attend_by_document(self._model)  # for a single query this lays out no key twice
-                self._decode = decode or decode_in_segments
+                with suppress(ValueError):  # where layers do not attend to all that stands before
+                    attend_by_document(self._model)  # for a single query this lays out no key twice
+                    self._decode = decode or decode_in_segments
         self._end_token_id = int(load_tokenizer(model_directory).eos_token_id)
         self._max_sequences = max_sequences
         self.start_seconds = time.perf_counter() - started
@@ -51,8 +53,9 @@ class HFSampler:
         samples: dict[int, Sample] = {}
         for start in range(0, len(order), self._max_sequences):
             rows = order[start : start + self._max_sequences]
+            uniform_NB = _uniform([seeds[i] for i in rows], max_new_tokens).to(self._model.device)
             batch = self._decode(
-                self._model, [list(prompts[i]) for i in rows], _uniform([seeds[i] for i in rows], max_new_tokens),
+                self._model, [list(prompts[i]) for i in rows], uniform_NB,
                 end_token_id=self._end_token_id, temperature=temperature,
             )  # fmt: skip
             samples.update(zip(rows, batch, strict=True))

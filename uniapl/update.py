@@ -127,9 +127,6 @@ def make_policy(
     `start` may be None where no KL is ever measured.
     """
     here = device()
-    if here.type == "cuda":
-        for each in filter(None, (model, start)):
-            fuse_norms(each)
     prepare_layers(model.train(), checkpointed=machine.activation_checkpointing, compiled=machine.compile)
     shard(model, ranks, compute=compute)  # before the move, so that no GPU ever holds all of a model
     model.to(here)
@@ -150,11 +147,13 @@ def make_policy(
 def prepare_layers(model: Any, *, checkpointed: bool, compiled: bool) -> None:
     """Let decoder layers forget their activations until the backward, and compile their forwards; before sharding.
 
-    All layers cast what attention and MLP read once.
+    All layers cast what attention and MLP read once; on a GPU norms are fused.
 
     What is compiled holds the checkpoint, since a backward that computes a compiled layer again may meet another of its
     graphs than the forward did; FSDP2's hooks stay outside. One function for all layers, so they share their graphs.
     """
+    if device().type == "cuda":
+        fuse_norms(model)
     layers = model.get_decoder().layers
     for layer in layers:
         for block in filter(None, (getattr(layer, name, None) for name in READERS)):

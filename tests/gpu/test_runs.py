@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from tests.invariance.small_step import HashDiscriminator, Run, Setting, make_setting, stage_spec
 from tests.invariance.test_ranks import assert_same_training, finished, make_run
+from tests.unit.test_sampler import forward_logprobs
 from tests.unit.tiny_polar import write_checkpoint
 from uniapl import chat, decoding, discriminator, train
 from uniapl.config import MachineSpec, PolarSpec, SamplerSpec
@@ -63,10 +64,7 @@ def test_after_sleep_wake_and_push_the_sampler_has_the_new_weights(setting: Sett
         assert [s.token_ids for s in samples] != [s.token_ids for s in before]
         gaps = []
         for prompt, sample in zip(prompts, samples, strict=True):
-            with torch.no_grad():
-                logits_TV = model(torch.tensor([prompt + sample.token_ids], device="cuda")).logits[0, len(prompt) - 1 :]
-            chosen_T = torch.tensor(sample.token_ids, device="cuda")
-            expected_T = logits_TV[:-1].log_softmax(-1).gather(1, chosen_T[:, None])[:, 0].cpu()
+            expected_T = torch.tensor(forward_logprobs(model, prompt, sample.token_ids, 1.0))
             gaps.append(float((expected_T - torch.tensor(sample.logprobs)).abs().mean()))
         assert sum(gaps) / len(gaps) < PUSHED_NATS[compute]
     finally:
@@ -93,11 +91,7 @@ def test_graphs_sample_as_a_growing_cache_does(setting: Setting, segment: int, m
     assert sum(one.token_ids == other.token_ids for one, other in zip(found, expected, strict=True)) >= 4
     model = load_policy(start, dtype="float32").to("cuda")
     for prompt, sample in zip(prompts, found, strict=True):
-        with torch.no_grad():
-            logits_TV = model(torch.tensor([prompt + sample.token_ids], device="cuda")).logits[0, len(prompt) - 1 : -1]
-        chosen_T1 = torch.tensor(sample.token_ids, device="cuda")[:, None]
-        expected_T = (logits_TV / 0.7).log_softmax(-1).gather(1, chosen_T1)[:, 0]
-        assert sample.logprobs == pytest.approx(expected_T.tolist(), abs=1e-3)
+        assert sample.logprobs == pytest.approx(forward_logprobs(model, prompt, sample.token_ids, 0.7), abs=1e-3)
 
 
 def test_memory_of_graphs_is_taken_over_by_the_next(setting: Setting) -> None:

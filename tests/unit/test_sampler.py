@@ -51,7 +51,7 @@ def sampler(checkpoint: Path, decode: Decode) -> HFSampler:
 
 def forward_logprobs(model: Any, prompt: list[int], completion: list[int], temperature: float) -> list[float]:
     with torch.no_grad():
-        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        logits = model(torch.tensor([prompt + completion], device=model.device)).logits[0, len(prompt) - 1 : -1].cpu()
     logprobs = torch.log_softmax(logits / temperature, dim=-1)
     return logprobs.gather(1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
