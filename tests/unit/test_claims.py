@@ -13,7 +13,7 @@ import pytest
 from tests.unit.conftest import records
 from uniapl.analysis import comparisons, tables
 from uniapl.analysis.ablations import against_margin
-from uniapl.analysis.claims import findings, verdict
+from uniapl.analysis.claims import WAYS, findings, verdict
 from uniapl.analysis.collect import Study, read_study
 from uniapl.analysis.outputs import table_files
 from uniapl.analysis.stats import EMPTY, Estimate
@@ -173,6 +173,21 @@ def test_c7_compares_the_best_weight_of_each_way(tmp_path: Path, study_builder: 
     row = next(row for row in findings(read_study(tmp_path)) if row.claim == "C7")
     assert "as loss, weight 1 − reward (best weights)" in row.measured
     assert row.quantity.value == pytest.approx(100 * (18 - 16) / 20)
+
+
+def test_c7_chooses_between_weights_over_the_seeds_that_all_have(tmp_path: Path, study_builder: Builder) -> None:
+    """The main run is ahead of the loss by a seed alone that the ablation lacks."""
+    index = study_builder(
+        tmp_path, solved={"uniapl": 15}, seeds=(0, 1, 2), variants={f"adversarial_as.{n}": 16 for n in WAYS}
+    )
+    lacked = [e for e in index["evaluations"] if e["variant"] != "main" and e["seed"] == 2]
+    index["evaluations"] = [e for e in index["evaluations"] if e not in lacked]
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    third = tmp_path / "evaluations/smollm2_135m/uniapl/main-00000000/seed2/heldout.jsonl"
+    rows = [json.loads(line) | {"prompt_strict": True} for line in third.read_text().splitlines()]
+    third.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    row = next(row for row in findings(read_study(tmp_path)) if row.claim == "C7")
+    assert row.measured.startswith("as loss − reward (")
 
 
 @pytest.mark.parametrize(
@@ -340,4 +355,8 @@ def test_c6_is_told_without_what_length_explains(tmp_path: Path, study_builder: 
     )
     assert row.quantity.value == pytest.approx(0.09)
     assert abs(left.value) < 0.03
-    assert "of what length does not explain, " in row.measured
+    assert "of what length does not explain, " in row.beside
+    tables.main(tmp_path, tmp_path / "tables")
+    line = next(text for text in (tmp_path / "tables/table2.md").read_text().splitlines() if text.startswith("| C6 |"))
+    order = ("reduction +0.090", "Holm p", "80% power", "Beside it: KS", "does not explain", "Under the trained models")
+    assert sorted(order, key=line.index) == list(order), "Holm's p and power are of the reduction that they follow"

@@ -77,6 +77,29 @@ def test_several_seeds_take_the_two_way_interval_and_show_the_bootstrap():
     assert estimate.bootstrap_low < estimate.value < estimate.bootstrap_high
 
 
+def test_an_estimate_in_another_unit_or_from_another_origin_keeps_both_intervals_around_it():
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 2, (3, 40)).astype(float) for _ in range(2))
+    points = stats.paired_difference(first, second, np.ones((3, 40)), draws=DRAWS, names=("a",)).scaled(100)
+    assert points.bootstrap_low < points.value < points.bootstrap_high
+    assert points.bootstrap_high - points.bootstrap_low > 1
+    moved = points.shifted(-26.3)
+    assert moved.bootstrap_low == pytest.approx(points.bootstrap_low - 26.3)
+    assert (moved.value - moved.low, moved.high - moved.value) == (
+        pytest.approx(points.value - points.low), pytest.approx(points.high - points.value)
+    )  # fmt: skip
+    assert math.isnan(moved.p), "the test was against the old origin"
+
+
+def test_the_interval_of_a_share_ends_at_0_and_1_and_that_of_other_numbers_does_not():
+    rare = np.zeros((3, 40))
+    rare[0, :6] = 1.0  # all in one seed
+    found = stats.mean(rare, draws=DRAWS, names=("a",))
+    assert (found.low, found.value) == (0.0, pytest.approx(0.05))
+    assert stats.mean(1 - rare, draws=DRAWS, names=("a",)).high == 1.0
+    assert stats.mean(-rare, draws=DRAWS, names=("a",)).high > 0.0
+
+
 SIMULATIONS = 4000
 PROMPTS = 200  # of the laptop's held-out split
 

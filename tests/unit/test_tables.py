@@ -20,6 +20,7 @@ from uniapl.analysis.outputs import table_files
 from uniapl.analysis.render import tex
 
 Builder = Callable[..., dict[str, Any]]
+RELEASED = Path(__file__).resolve().parents[2] / "results/released/laptop"
 
 
 def test_table_1_holds_the_counted_accuracies_differences_and_costs(tmp_path: Path, study_builder: Builder) -> None:
@@ -43,6 +44,7 @@ def test_table_1_holds_the_counted_accuracies_differences_and_costs(tmp_path: Pa
     )
     assert float(found["grpo.grpo", "heldout", "all"]["steps"]) == 12
     assert found["base", "heldout", "all"]["steps"] == ""
+    assert float(found["grpo.grpo", "heldout", "all"]["seconds"]) == 25.0
     assert "IFBench (8 prompts, 1 of them not computed)" in (tmp_path / "tables/table1.md").read_text()
 
 
@@ -294,6 +296,71 @@ def test_labels_and_order_are_fixed() -> None:
 
 def test_tex_escapes_what_latex_would_read() -> None:
     assert tex("lambda_adv −1 50% <") == r"lambda\_adv $-$1 50\% $<$"
+    assert tex("CHORD-μ, CHORD-φ, ±5") == r"CHORD-$\mu$, CHORD-$\varphi$, $\pm$5"
+
+
+@pytest.mark.skipif(not RELEASED.exists(), reason="no laptop study has been released")
+def test_every_released_tex_is_ascii_so_that_any_engine_sets_it() -> None:
+    files = sorted(RELEASED.glob("tables/*.tex"))
+    assert len(files) > 10
+    assert [file.name for file in files if not file.read_text().isascii()] == []
+
+
+def test_seconds_are_those_of_training_without_probes(tmp_path: Path, study_builder: Builder) -> None:
+    """Both stages of a path probed."""
+    index = study_builder(tmp_path, methods=("grpo", "grpo.grpo"))
+    for run, probed in zip(index["runs"], (1.5, 2.0), strict=True):
+        log = tmp_path / run["directory"] / "metrics.jsonl"
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        rows[0]["seconds/probe"] = probed
+        log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    runs = read_study(tmp_path).runs
+    assert dict(zip(runs["method"], runs["seconds"], strict=True)) == {"grpo": 11.0, "grpo.grpo": 21.5}
+
+
+def test_every_pair_is_compared_once_and_corrected_over_all(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("sft", "grpo", "uniapl"))
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(r["method"], r["other"]): r for r in records(tmp_path / "tables", 13)}
+    assert set(found) == {
+        ("sft", "base"), ("grpo", "base"), ("uniapl", "base"), ("grpo", "sft"), ("uniapl", "sft"), ("uniapl", "grpo"),
+    }  # fmt: skip
+    row = found["uniapl", "grpo"]
+    assert float(row["prompt_strict_gain"]) == pytest.approx(0.4)
+    assert float(row["prompt_strict_gain_p"]) == pytest.approx(2 / 2**8, abs=1e-6)
+    assert float(row["prompt_strict_gain_p_holm"]) == pytest.approx(4 * 2 / 2**8, abs=1e-6), "the third smallest of 6"
+    assert 0 < float(row["smallest_seen"]) < 0.4
+    lines = (tmp_path / "tables/table13.md").read_text().splitlines()
+    cells = next(line for line in lines if line.startswith("| UniAPL |")).split("|")[2:-1]
+    assert [cell.strip()[:7] for cell in cells] == ["**+60.0", "**+50.0", "**+40.0"]
+    assert next(line for line in lines if line.startswith("| SFT |")).endswith("|  |  |")
+
+
+def test_methods_that_are_not_run_say_so_in_every_table(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, methods=("grpo", "uniapl"), seeds=(0, 1))
+    missing = {"model": "smollm2_135m", "variant": "main"}
+    index["not_run"] = [missing | {"method": "chord_mu", "seed": seed} for seed in (0, 1)]
+    index["not_run"].append(missing | {"method": "grpo", "seed": 2})
+    index["stages"]["chord_mu"] = "CHORD-μ"
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    tables.main(tmp_path, tmp_path / "tables")
+    text = {number: (tmp_path / f"tables/table{number}.md").read_text() for number in (1, 3, 4, 10, 13)}
+    assert text[1].count("| CHORD-μ | not run |") == 5, "in four evaluations and among the costs"
+    assert "| CHORD-μ | 0 of 2 | not run |" in text[10]
+    assert "| GRPO | 2 of 3 |" in text[10]
+    for number in (3, 4, 13):
+        assert "Not run: CHORD-μ." in text[number]
+
+
+def test_the_terms_table_names_the_pair_that_is_not_run(tmp_path: Path, study_builder: Builder) -> None:
+    solved = {"grpo": 8, "a_grpo": 12, "uniapl": 16}
+    index = study_builder(tmp_path, methods=tuple(solved), solved={"base": 2} | solved)
+    index["not_run"] = [{"model": "smollm2_135m", "variant": "main", "method": "chord_mu", "seed": 0}]
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    tables.main(tmp_path, tmp_path / "tables")
+    text = (tmp_path / "tables/table12.md").read_text()
+    assert "| UniAPL | CHORD-μ | not run | not run |" in text
+    assert "| A-GRPO | GRPO | +20.0" in text
 
 
 def test_study_json_must_be_json(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_the_chain_of_a_score_names_records_run_config_commit_and_what_the_run_s
     assert "fields: prompt_strict" in text
 
 
+def test_the_experts_row_leads_to_the_demonstrations_and_a_published_score_to_the_index(
+    tmp_path: Path, study_builder: Builder
+):
+    published = {"task": "heldout", "metrics": ["prompt_strict"], "score": 30.0, "source": "a paper", "no_check": ""}
+    study_builder(tmp_path, methods=("grpo",), references={"smollm2_135m": [published]})
+    study = read_study(tmp_path)
+    text = shown(chain(study, find_cell(all_tables(study), 4, "method=expert", "mean_tokens")))
+    assert "demonstrations/smollm2_135m-00000000/manifest.json: config" in text
+    assert find_cell(all_tables(study), 7, "1", "published").source is STUDY_INDEX
+
+
 def test_the_value_is_the_tables(tmp_path: Path, study_builder: Builder):
     study_builder(tmp_path, methods=("grpo", "uniapl"), seeds=(0, 1), variants={"lambda_adv.5": 10})
     study = read_study(tmp_path)

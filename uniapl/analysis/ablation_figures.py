@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 import matplotlib.pyplot as plt
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,6 +19,7 @@ from uniapl.analysis.outputs import SWITCH
 
 STAGED = "sft.grpo"
 Side = tuple[str, str]  # method and variant
+BySeed = dict[int, float]
 SEED_DOTS = {"marker": "o", "linestyle": "", "markersize": 3.0, "markerfacecolor": "white", "zorder": 3}
 
 
@@ -34,7 +35,7 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
     sides |= {weight: (UNIAPL, variant) for weight, variant in lambda_variants(study, model).items()}
     sides = dict(sorted(sides.items()))
     of = comparisons.chosen_on(study)
-    shown: dict[str, Callable[[Side], list[float]]] = {
+    shown: dict[str, Callable[[Side], BySeed]] = {
         f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
         "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
         "Distinct bigrams at the end": lambda side: _last(study, model, side, "diversity/distinct_2"),
@@ -48,10 +49,10 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
         ax.set_xlabel("Weight of the adversarial term")
     caption = (
         f"Figure 8. The weight lambda_adv of the adversarial term ({study.models[model]}; places are equally far apart,"
-        " weights are not): line, mean over seeds; circles, seeds. In brackets the main run's; 0, where it is there,"
-        f" is CHORD-mu. Accuracy and length: {of.title.lower()} prompts; entropy and distinct bigrams (a share of all,"
-        " in the rollouts of a prompt): last step of training. Entropy is over the sequences in the update: with a"
-        " weight above 0 all rollouts, with 0 those of groups whose rewards differ."
+        f" weights are not): circles, seeds; line, {_joined(study, model, sides.values())}. In brackets the main run's;"
+        f" 0, where it is there, is CHORD-mu. Accuracy and length: {of.title.lower()} prompts; entropy and distinct"
+        " bigrams (a share of all, in the rollouts of a prompt): last step of training. Entropy is over the sequences"
+        " in the update: with a weight above 0 all rollouts, with 0 those of groups whose rewards differ."
     )
     return figure, caption
 
@@ -69,8 +70,9 @@ def figure9(study: Study, model: str) -> tuple[Figure, str]:
     of = comparisons.chosen_on(study)
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.3), layout="constrained")
     line = colour(STAGED, study.methods(model))
-    numbers = [_accuracies(study, model, (STAGED, variant)) for variant in shares.values()]
-    lengths = [_lengths(study, model, (STAGED, variant)) for variant in shares.values()]
+    sides = [(STAGED, variant) for variant in shares.values()]
+    numbers = [_accuracies(study, model, side) for side in sides]
+    lengths = [_lengths(study, model, side) for side in sides]
     titles = (f"{of.title}, prompt strict, %", "Mean length, tokens")
     for ax, found, title in zip(axes, (numbers, lengths), titles, strict=True):
         _by_seed(ax, found, line, title)
@@ -78,8 +80,8 @@ def figure9(study: Study, model: str) -> tuple[Figure, str]:
         ax.set_xlabel("Share of the steps before the switch")
     steps = rows_of(study.runs, model, STAGED)["steps"]
     caption = (
-        f"Figure 9. When SFT -> GRPO switches ({study.models[model]}, {max(steps, default=0)} steps in all): line, mean"
-        f" over seeds; circles, seeds. {of.title} prompts."
+        f"Figure 9. When SFT -> GRPO switches ({study.models[model]}, {max(steps, default=0)} steps in all): circles,"
+        f" seeds; line, {_joined(study, model, sides)}. {of.title} prompts."
     )
     return figure, caption
 
@@ -93,30 +95,40 @@ def _switch_share(study: Study, model: str, variant: str) -> float:
     return math.nan
 
 
-def _accuracies(study: Study, model: str, side: Side) -> list[float]:
+def _accuracies(study: Study, model: str, side: Side) -> BySeed:
     """Percent, by seed."""
     method, variant = side
     found = comparisons.seed_accuracies(study, model, method, comparisons.chosen_on(study), variant=variant)
-    return [100 * accuracy for accuracy in found]
+    return {seed: 100 * accuracy for seed, accuracy in found.items()}
 
 
-def _lengths(study: Study, model: str, side: Side) -> list[float]:
+def _lengths(study: Study, model: str, side: Side) -> BySeed:
     task = comparisons.chosen_on(study).task
-    found = comparisons.values(study, model, side[0], task=task, column="num_tokens", variant=side[1])
-    return [float(row.mean()) for row in found.hits_SP if row.size]
+    return comparisons.seed_values(study, model, side[0], "num_tokens", task=task, variant=side[1])
 
 
-def _last(study: Study, model: str, side: Side, metric: str) -> list[float]:
+def _last(study: Study, model: str, side: Side, metric: str) -> BySeed:
     method, variant = side
     return last_values(study, model, method, metric, variant=variant)
 
 
-def _by_seed(ax: Axes, numbers: list[list[float]], shown: str, title: str) -> None:
-    """Seeds as circles at each place, their means joined."""
-    places = [i for i, found in enumerate(numbers) if found]
-    if places:
-        ax.plot(places, [float(np.mean(numbers[i])) for i in places], color=shown)
+def _shared(numbers: Sequence[BySeed]) -> set[int]:
+    """The seeds that all have, of those that have any."""
+    return set.intersection(*(set(found) for found in numbers if found)) if any(numbers) else set()
+
+
+def _joined(study: Study, model: str, sides: Iterable[Side]) -> str:
+    """What the line of a figure joins, in words."""
+    shared = sorted(_shared([_accuracies(study, model, side) for side in sides]))
+    return f"mean over the seeds that all have ({', '.join(map(str, shared))})" if shared else "none, no seed is common"
+
+
+def _by_seed(ax: Axes, numbers: Sequence[BySeed], shown: str, title: str) -> None:
+    """Seeds as circles at each place; the means of those that all places have are joined."""
+    places, shared = [i for i, found in enumerate(numbers) if found], _shared(numbers)
+    if shared:
+        ax.plot(places, [fmean(numbers[i][seed] for seed in shared) for i in places], color=shown)
     for i in places:
-        ax.plot([i] * len(numbers[i]), numbers[i], color=shown, **SEED_DOTS)
+        ax.plot([i] * len(numbers[i]), list(numbers[i].values()), color=shown, **SEED_DOTS)
     ax.set_xlim(-0.4, len(numbers) - 0.6)
     finish(ax, title, axis="y")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
@@ -19,6 +19,7 @@ from uniapl.analysis.cells import (
     model_column,
     percent,
     points_by_holm,
+    seeds_of,
     traced,
 )
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
@@ -92,19 +93,18 @@ def table6(study: Study) -> Table:
     entries = [e for e in study.index["evaluations"] if (e["model"], e["method"]) in pairs]
     asked = {(e["model"], e["method"], e["variant"]) for e in entries}
     variants = sorted(asked, key=_place)
-    left = _left(study)
+    left = study.not_run
     for (model, method, variant), told in zip(variants, _told(study, variants), strict=True):
         accuracy = comparisons.accuracy(study, model, method, of, "prompt_strict", variant=variant)
         spread = _between_seeds(study, model, method, of, variant, accuracy)
         length = comparisons.mean(study, model, method, "num_tokens", task=of.task, variant=variant)
         cut = comparisons.mean(study, model, method, "truncated", task=of.task, variant=variant)
         last = _last_metrics(study, model, method, variant)
-        num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
         single = told.word == ONE_SEED
         seen = math.nan if single else told.gap.smallest_seen(confidence=study.claims.confidence)
         records.append(
             {"model": model, "method": method, "variant": variant, "task": of.task, "num_prompts": accuracy.n}
-            | {"num_seeds": num_seeds}
+            | {"num_seeds": len(study.evaluations(model, method, variant))}
             | fields(accuracy, "prompt_strict")
             | told.fields("prompt_strict_minus_main")
             | {"smallest_seen": traced(seen, told.gap, "_seen")}
@@ -119,7 +119,7 @@ def table6(study: Study) -> Table:
             *model_cell(study, model),
             study.label(method),
             variant,
-            f"{num_seeds} of {num_seeds + missing}" if missing else str(num_seeds),
+            seeds_of(study, model, method, variant),
             percent(accuracy),
             points_by_holm(told.gap, told.p_holm),
             plain_number(100 * seen, 1) or NO_CELL,
@@ -131,7 +131,7 @@ def table6(study: Study) -> Table:
     for model, method, variant in left.keys() - rows.keys():
         if variant != MAIN:
             name = (*model_cell(study, model), study.label(method), variant)
-            rows[model, method, variant] = (*name, f"0 of {left[model, method, variant]}", NOT_RUN, *[NO_CELL] * 8)
+            rows[model, method, variant] = (*name, seeds_of(study, model, method, variant), NOT_RUN, *[NO_CELL] * 8)
     columns = (
         *model_column(study),
         "Method",
@@ -167,11 +167,6 @@ def _place(one: tuple[str, str, str]) -> tuple[str, str, bool, str]:
     return model, method, variant != MAIN, variant
 
 
-def _left(study: Study) -> Counter[tuple[str, str, str]]:
-    """How many models of a method's variant are not run."""
-    return Counter((e["model"], e["method"], e["variant"]) for e in study.index.get("not_run", ()))
-
-
 def _interval_notes(study: Study, variants: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
     """What intervals are over: where others have several seeds, those of a single one are over prompts alone."""
     said = (
@@ -183,7 +178,7 @@ def _interval_notes(study: Study, variants: Sequence[tuple[str, str, str]]) -> t
 
 def _between_seeds(study: Study, model: str, method: str, of: Evaluation, variant: str, accuracy: Estimate) -> Estimate:
     each = comparisons.seed_accuracies(study, model, method, of, variant=variant)
-    found = stats.between_seeds(each, confidence=study.claims.confidence)
+    found = stats.between_seeds(list(each.values()), confidence=study.claims.confidence)
     if accuracy.source is None:
         return found
     return replace(found, source=replace(accuracy.source, statistic="standard deviation of accuracy between seeds"))
@@ -195,8 +190,8 @@ def _last_metrics(study: Study, model: str, method: str, variant: str) -> dict[s
     directories = tuple(dict.fromkeys(rows_of(study.runs, model, method, variant)["directory"]))
     source = Source("last value of training, mean over seeds", directories, ("metrics.jsonl",))
     return {
-        key: Traced(sum(values) / len(values) if values else math.nan, replace(source, selection=key))
-        for key, values in ends.items()
+        key: Traced(fmean(by_seed.values()) if by_seed else math.nan, replace(source, selection=key))
+        for key, by_seed in ends.items()
     }
 
 
@@ -206,7 +201,7 @@ def table9(study: Study) -> Table:
     entries = [e for e in study.index["evaluations"] if e["variant"].startswith(OTHER_EXPERTS)]
     asked = list(dict.fromkeys((e["model"], e["method"], e["variant"]) for e in entries))
     told = dict(zip(asked, _told(study, asked), strict=True))
-    records, rows, left = [], [], _left(study)
+    records, rows, left = [], [], study.not_run
     taught = {method for _, method, _ in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
     methods = [m for m in dict.fromkeys(m for name in study.models for m in study.methods(name)) if m in taught]
     unasked = [(model, variant) for model, _, variant in left if variant.startswith(OTHER_EXPERTS)]
@@ -217,13 +212,14 @@ def table9(study: Study) -> Table:
             if one is None or not one.word:
                 cells.append(NOT_RUN if left[model, method, variant] else NO_CELL)
                 continue
-            num_seeds, missing = len(study.evaluations(model, method, variant)), left[model, method, variant]
-            every = num_seeds + missing
-            part = f" of {every}" if one.word == ONE_SEED else f" ({num_seeds} of {every} seeds)"
-            cells.append(f"{points_by_holm(one.gap, one.p_holm)}, {one.word}{part if missing else ''}")
+            seeds = seeds_of(study, model, method, variant)
+            part = seeds.removeprefix("1") if one.word == ONE_SEED else f" ({seeds} seeds)"
+            cells.append(
+                f"{points_by_holm(one.gap, one.p_holm)}, {one.word}{part if left[model, method, variant] else ''}"
+            )
             records.append(
                 {"model": model, "expert": expert, "method": method, "task": of.task}
-                | {"num_prompts": one.gap.n, "num_seeds": num_seeds}
+                | {"num_prompts": one.gap.n, "num_seeds": len(study.evaluations(model, method, variant))}
                 | one.fields("prompt_strict_minus_own_expert")
             )
         rows.append((*model_cell(study, model), expert.replace("_", " "), *cells))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from uniapl.analysis.collect import Study
+from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.labels import p_value, with_interval
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import SOURCE, Traced, joined, with_row_source
@@ -99,14 +99,25 @@ def methods_of(study: Study) -> Iterator[tuple[str, str]]:
             yield model, method
 
 
+def seeds_of(study: Study, model: str, method: str, variant: str = MAIN) -> str:
+    """How many seeds there are: `3`, or `1 of 3` where some are not run yet."""
+    there, missing = len(study.evaluations(model, method, variant)), study.not_run[model, method, variant]
+    return f"{there} of {there + missing}" if missing else str(there)
+
+
+def not_run_note(study: Study) -> tuple[str, ...]:
+    """Which methods a table lacks; none where all were run."""
+    left = [(*model_cell(study, model), study.label(m)) for model in study.models for m in study.methods_not_run(model)]
+    return (f"Not run: {', '.join(' '.join(one) for one in left)}.",) if left else ()
+
+
 def interval_note(study: Study) -> str:
     several = any(len(study.evaluations(model, method)) > 1 for model, method in methods_of(study))
+    over_prompts = "Wilson's for prompts, BCa bootstrap over prompts for the rest"
     how = (
-        "two-way t intervals over seeds x prompts"
+        f"two-way t over seeds x prompts, the crossed bootstrap's beside them in the csv; of what has one seed or none,"
+        f" as the base model: {over_prompts}"
         if several
-        else (
-            "one training seed, so that they say nothing of other seeds: Wilson's for prompts, BCa bootstrap over"
-            " prompts for the rest"
-        )
+        else f"one training seed, so that they say nothing of other seeds: {over_prompts}"
     )
     return f"Brackets: {study.claims.confidence:.0%} intervals ({how})."

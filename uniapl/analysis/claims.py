@@ -46,7 +46,10 @@ MATCHES = "with UniAPL, 0.6B matches"
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the claim table. `quantity` and `margin` are in `unit`; `p_holm` is filled in over the whole table."""
+    """One row of the claim table. `quantity` and `margin` are in `unit`; `p_holm` is filled in over the whole table.
+
+    `measured` tells the quantity, `beside` what the verdict does not rest on.
+    """
 
     claim: str
     model: str
@@ -58,6 +61,7 @@ class Finding:
     unit: str
     tolerance: str
     reason: str = ""
+    beside: str = ""
     p_holm: float = math.nan
     smallest_seen: float = math.nan
     verdict: str = NOT_RUN
@@ -209,11 +213,7 @@ def _against_published(study: Study, row: Finding) -> Finding:
     if limit := study.index.get("limit"):
         return replace(row, reason=f"only the first {limit} questions were asked, the published score is over all")
     ours = comparisons.accuracy(study, row.model, UNIAPL, of, "prompt_strict")
-    points = ours.scaled(100)
-    gap = replace(
-        points, value=points.value - published["score"], low=points.low - published["score"],
-        high=points.high - published["score"],
-    )  # fmt: skip
+    gap = ours.scaled(100).shifted(-published["score"])
     shown = with_interval(gap.value, gap.low, gap.high, 1, signed=True)
     measured = (
         f"UniAPL − {published['title']}'s published {plain_number(published['score'], 1)}%, {_on(of)}: {shown} points"
@@ -247,22 +247,22 @@ def _distributions(study: Study) -> Iterator[Finding]:
             if not _has(study, model, UNIAPL, BASELINE) or "heldout" not in study.index["tasks"]:
                 yield replace(row, reason="uniapl or grpo was not trained or held-out prompts were not evaluated")
                 continue
-            quantity, measured = _closer(study, model, column, unit)
+            quantity, measured, beside = _closer(study, model, column, unit)
             if column == "logprob_base":
                 alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)[0]
-                measured = (
-                    f"under the base model: {measured}; of what length does not explain, {_reduced(alike, 3)}. Under"
-                    f" the trained models: {_closer(study, model, 'logprob_trained', unit)[1]}"
-                )
+                measured = f"under the base model: {measured}"
+                beside += f"; of what length does not explain, {_reduced(alike, 3)}. Under the trained models: "
+                beside += "; ".join(_closer(study, model, "logprob_trained", unit)[1:])
             if quantity.n == 0:
                 yield replace(
                     row, reason=f"no held-out prompt has both answers and a demonstration with {COLUMNS[column]}"
                 )
                 continue
-            yield replace(row, quantity=quantity, measured=measured)
+            yield replace(row, quantity=quantity, measured=measured, beside=beside)
 
 
-def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate, str]:
+def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate, str, str]:
+    """The reduction of the Wasserstein distance, in words too, and that of the Kolmogorov-Smirnov distance."""
     quantity, largest_gap = comparisons.reduction(study, model, UNIAPL, BASELINE, column)
     ours, theirs = (comparisons.distances(study, model, method, column)[0] for method in (UNIAPL, BASELINE))
     digits = 1 if unit == "tokens" else 3
@@ -270,8 +270,9 @@ def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate,
         quantity,
         (
             f"W to the expert {plain_number(ours.value, digits)} (UniAPL) and {plain_number(theirs.value, digits)}"
-            f" (GRPO) {unit}, reduction {_reduced(quantity, digits)}; KS, reduction {_reduced(largest_gap, 2)}"
+            f" (GRPO) {unit}, reduction {_reduced(quantity, digits)}"
         ),
+        f"KS, reduction {_reduced(largest_gap, 2)}",
     )
 
 
@@ -292,22 +293,22 @@ CENTRED = {"adversarial_as.loss": "adversarial_as.reward", "adversarial_as.loss_
 def _unfinished(study: Study, model: str, ablation: str) -> str:
     """Why an ablation says nothing: none of its variants was run, or not all of them; empty where it is whole."""
     name = ablation.removesuffix(".")
-    wanted = [e for e in study.index.get("not_run", ()) if e["model"] == model and e["variant"].startswith(ablation)]
-    there = [e for e in study.index["evaluations"] if e["model"] == model and e["variant"].startswith(ablation)]
+    wanted = sum(n for (of, _, v), n in study.not_run.items() if of == model and v.startswith(ablation))
+    there = sum(e["model"] == model and e["variant"].startswith(ablation) for e in study.index["evaluations"])
     if not there:
         return f"the ablation {name} was not run"
-    return f"{len(wanted)} of {len(wanted) + len(there)} models of the ablation {name} were not run" if wanted else ""
+    return f"{wanted} of {wanted + there} models of the ablation {name} were not run" if wanted else ""
 
 
 def _best(study: Study, model: str, way: str) -> str | None:
     """The variant of a way that did best on the choices' split; None where none of the ablation's was run."""
-    found = [name for name in WAYS[way] if _has(study, model, UNIAPL, variant=name)]
+    split = comparisons.chosen_on(study)
+    found = {name: comparisons.seed_accuracies(study, model, UNIAPL, split, variant=name) for name in WAYS[way]}
+    found = {name: by_seed for name, by_seed in found.items() if by_seed}
     if set(found) <= {MAIN}:
         return None
-    split = comparisons.chosen_on(study)
-    return max(
-        found, key=lambda name: comparisons.accuracy(study, model, UNIAPL, split, "prompt_strict", variant=name).value
-    )
+    shared = set.intersection(*map(set, found.values()))  # the main run has more seeds than its variants
+    return max(found, key=lambda name: sum(found[name][seed] for seed in shared))
 
 
 def _loss_or_reward(study: Study, model: str) -> Finding:

@@ -7,8 +7,10 @@ Imports neither torch nor transformers.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,9 @@ class Study:
     """A finished study. Frames carry model, method (`sft.grpo`), variant and seed in every row.
 
     `answers`: one row a task, prompt and seed; `expert`: the expert's held-out answers as each model scores them;
-    `metrics`: one row a training step; `runs`: one row a run, its manifest's cumulative costs; `kinds`: base and
-    teacher accuracy per constraint kind; `parts`: `answers` by model, method, variant and task; `manifests` and
-    `results` (lm-eval's) by directory relative to the root.
+    `metrics`: one row a training step; `runs`: one row a run, its manifest's cumulative costs, seconds less those of
+    probes, which do not train; `kinds`: base and teacher accuracy per constraint kind; `parts`: `answers` by model,
+    method, variant and task; `manifests` and `results` (lm-eval's) by directory relative to the root.
     """
 
     root: Path
@@ -90,6 +92,16 @@ class Study:
         return method_order(
             [e["method"] for e in self.index["evaluations"] if e["model"] == model and e["variant"] == MAIN]
         )
+
+    @cached_property
+    def not_run(self) -> Counter[tuple[str, str, str]]:
+        """How many seeds of a model, method and variant are not run yet."""
+        return Counter((e["model"], e["method"], e["variant"]) for e in self.index.get("not_run", ()))
+
+    def methods_not_run(self, model: str) -> list[str]:
+        """Methods whose main evaluation no seed has yet, in the order of tables."""
+        left = [method for of, method, variant in self.not_run if (of, variant) == (model, MAIN)]
+        return method_order([method for method in left if method not in self.methods(model)])
 
     def label(self, method: str) -> str:
         """A method's name in tables."""
@@ -130,6 +142,7 @@ def read_study(root: Path) -> Study:
     manifests: dict[str, dict[str, Any]] = {}
     results: dict[str, dict[str, Any]] = {}
     answers, expert, metrics, runs = [], [], [], []
+    probes: dict[str, float] = {}  # seconds in probes of a run and those before it, which the index names first
     shared = [index["data"], *index["demonstrations"].values(), *index["discriminators"].values()]
     for directory in (*shared, *(model["directory"] for model in index["models"].values())):
         manifests[directory] = _read_manifest(root, directory)
@@ -141,7 +154,10 @@ def read_study(root: Path) -> Study:
             | {"directory": directory, "parent": entry["parent"]}
             | _costs(root, directory, manifests[directory])
         )
-        metrics += [identity | row for _, row in read_jsonl(_existing(root / directory / "metrics.jsonl"))]
+        rows = [row for _, row in read_jsonl(_existing(root / directory / "metrics.jsonl"))]
+        probes[directory] = sum(row.get("seconds/probe") or 0.0 for row in rows) + probes.get(entry["parent"], 0.0)
+        runs[-1]["seconds"] -= probes[directory]
+        metrics += [identity | row for row in rows]
     for entry in index["evaluations"]:
         directory, identity = entry["directory"], _identity(entry, entry["method"])
         manifests[directory] = manifest = _read_manifest(root, directory)
@@ -238,13 +254,13 @@ def curve_of(study: Study, model: str, method: str, metric: str, *, variant: str
     return {step: sum(values) / len(values) for step, values in found.items()}
 
 
-def last_values(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> list[float]:
+def last_values(study: Study, model: str, method: str, metric: str, *, variant: str = MAIN) -> dict[int, float]:
     """A metric's last value in the last stage, of every seed that has one."""
     rows = rows_of(study.metrics, model, method, variant)
     if metric not in rows:
-        return []
+        return {}
     known = rows.loc[[value is not None for value in rows[metric]]]
-    return [float(found[metric].iloc[-1]) for _, found in known.groupby("seed")]
+    return {int(seed): float(found[metric].iloc[-1]) for seed, found in known.groupby("seed")}
 
 
 def run_config(study: Study, directory: str) -> dict[str, Any]:
@@ -323,7 +339,7 @@ def _read_manifest(root: Path, directory: str) -> dict[str, Any]:
 
 
 def _costs(root: Path, directory: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Steps, tokens and seconds of a run with all the stages before it."""
+    """Steps, tokens and seconds, probes among them, of a run with all the stages before it."""
     costs = {}
     for column, key in COSTS.items():
         if f"cumulative_{key}" not in manifest:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from uniapl.analysis import stats
-from uniapl.analysis.collect import MAIN, Study, common, expert_values, prompt_scores, values
+from uniapl.analysis.collect import MAIN, Scores, Study, common, expert_values, prompt_scores, values
 from uniapl.analysis.labels import GROUPS, TASKS
 from uniapl.analysis.sources import Source
 from uniapl.analysis.stats import Estimate
@@ -89,10 +89,19 @@ def accuracy(study: Study, model: str, method: str, of: Evaluation, metric: str,
     return replace(found, source=source)
 
 
-def seed_accuracies(study: Study, model: str, method: str, of: Evaluation, *, variant: str = MAIN) -> list[float]:
-    """Share of prompts whose constraints all hold (0 to 1), one a seed, seeds ascending."""
-    scores = prompt_scores(study, model, method, task=of.task, group=of.group, variant=variant)
-    return [float(row.mean()) for row in scores.hits_SP] if scores.num_prompts else []
+def seed_accuracies(study: Study, model: str, method: str, of: Evaluation, *, variant: str = MAIN) -> dict[int, float]:
+    """Share of prompts whose constraints all hold (0 to 1) by seed, ascending."""
+    return _seed_means(prompt_scores(study, model, method, task=of.task, group=of.group, variant=variant))
+
+
+def seed_values(study: Study, model: str, method: str, column: str, *, task: str, variant: str) -> dict[int, float]:
+    """Mean of a number (num_tokens, truncated, a log-prob) over a task's prompts by seed, ascending."""
+    return _seed_means(values(study, model, method, task=task, column=column, variant=variant))
+
+
+def _seed_means(scores: Scores) -> dict[int, float]:
+    means = zip(scores.seeds, scores.hits_SP, strict=True)
+    return {seed: float(row.mean()) for seed, row in means} if scores.num_prompts else {}
 
 
 def _judged(metric: str) -> str:

@@ -51,9 +51,13 @@ def path_costs(
     every = rows_of(study.runs, model, method, variant).to_dict("records")
     runs = [run for run in every if seeds is None or run["seed"] in seeds]
     what = "cost of all stages of the path, mean over seeds"
-    source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json",))
+    source = Source(what, tuple(run["directory"] for run in runs), ("manifest.json", "metrics.jsonl"))
+    less = {"seconds": " less seconds/probe, of the stages before it too"}
     return {
-        c: Traced(sum(float(run[c]) for run in runs) / len(runs), replace(source, selection=f"cumulative_{key}"))
+        c: Traced(
+            sum(float(run[c]) for run in runs) / len(runs),
+            replace(source, selection=f"cumulative_{key}{less.get(c, '')}"),
+        )
         for c, key in COSTS.items()
         if runs
     }
@@ -81,8 +85,7 @@ def table11(study: Study) -> Table:
             seeds = set.intersection(*({e["seed"] for e in study.evaluations(model, *side)} for side in sides))
             ours, theirs = (path_costs(study, model, m, variant=v, seeds=seeds) for m, v in sides)
             won = stats.probability_of_improvement(
-                comparisons.seed_accuracies(study, model, UNIAPL, of),
-                comparisons.seed_accuracies(study, model, one.method, of, variant=one.variant),
+                *(list(comparisons.seed_accuracies(study, model, m, of, variant=v).values()) for m, v in sides),
                 draws=study.resampling,
             )
             won = replace(won, source=replace(gap.source, statistic="share of pairs of runs in which UniAPL is better"))
@@ -111,7 +114,8 @@ def table11(study: Study) -> Table:
         f"{of.title} prompts, prompt strict, paired; Holm over the rows of a model. Differences and costs are"
         " means over the seeds that both have."
         " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
-        " higher one, a tie counted half; its interval resamples runs.",
+        " higher one, a tie counted half; its interval resamples runs. Seconds are those of training's steps without"
+        " probes.",
     )
     return make_table(11, "UniAPL against others at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from uniapl.analysis import comparisons, stats
-from uniapl.analysis.cells import NO_CELL, fields, make_table, methods_of
+from uniapl.analysis.cells import NO_CELL, fields, make_table, methods_of, not_run_note
 from uniapl.analysis.collect import MAIN, Scores, Study, prompt_scores
 from uniapl.analysis.labels import plain_number
 from uniapl.analysis.render import Block, Table
@@ -78,6 +78,7 @@ def table3(study: Study) -> Table:
     notes = (
         "Share of instructions followed (strict), %, over all seeds. Few instructions stand behind a kind; Wilson's"
         " intervals over its prompts are in the csv.",
+        *not_run_note(study),
     )
     blocks = [Block(columns, tuple(sections))]
     return make_table(3, "Accuracy per constraint kind, held-out prompts", blocks, records, notes)

@@ -8,7 +8,7 @@ from uniapl.analysis.labels import BASELINE, CHORD, TASKS, UNIAPL
 
 TABLES = (1, 2, 3, 4, 5)
 ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE, EXPERT_TABLE, OVERVIEW_TABLE, COST_TABLE = 6, 7, 8, 9, 10, 11
-TERM_TABLE = 12
+TERM_TABLE, PAIRS_TABLE = 12, 13
 OTHER_EXPERTS = "teacher."  # how variants with another expert begin
 FIGURES = (1, 2, 3, 4, 5, 6, 7)
 WEIGHT_FIGURE, SWITCH_FIGURE = 8, 9
@@ -57,13 +57,13 @@ def general_tasks(study_index: dict[str, Any]) -> list[str]:
 
 
 def table_numbers(study_index: dict[str, Any]) -> tuple[int, ...]:
-    """Tables 1 to 5 and 10; 6 of ablations, 7 of published scores, 8 of general tasks, 9 of other experts, 11 of costs,
-    12 of the adversarial term where the study has them."""
+    """Tables 1 to 5, 10 and 13; 6 of ablations, 7 of published scores, 8 of general tasks, 9 of other experts, 11 of
+    costs, 12 of the adversarial term where the study has them."""
     optional = (
         (ABLATION_TABLE, has_ablations(study_index)), (REFERENCE_TABLE, has_references(study_index)),
         (GENERAL_TABLE, bool(general_tasks(study_index))), (EXPERT_TABLE, has_variants(study_index, OTHER_EXPERTS)),
         (OVERVIEW_TABLE, True), (COST_TABLE, has_comparison(study_index)),
-        (TERM_TABLE, has_term(study_index)),
+        (TERM_TABLE, has_term(study_index)), (PAIRS_TABLE, True),
     )  # fmt: skip
     return (*TABLES, *(number for number, is_there in optional if is_there))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
+    NO_CELL,
+    NOT_RUN,
     adjusted,
     fields,
     interval_note,
@@ -16,11 +18,12 @@ from uniapl.analysis.cells import (
     model_column,
     percent,
     points_by_holm,
+    seeds_of,
     traced,
 )
 from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import BASE
+from uniapl.analysis.labels import BASE, method_order
 from uniapl.analysis.outputs import without_term
 from uniapl.analysis.render import BOLD, Block, Table
 
@@ -85,8 +88,11 @@ def table10(study: Study) -> Table:
                     | {"mark": mark}
                     | {"minus_best": traced(gap.value, gap, ""), "minus_best_p_holm": p}
                 )
-            seeds = str(len(study.evaluations(model, method))) if method != BASE else "—"
+            seeds = seeds_of(study, model, method) if method != BASE else NO_CELL
             rows[section_of(method)].append((study.label(method), seeds, *cells))
+        for method in study.methods_not_run(model):
+            dashes = [NO_CELL] * (len(evaluations) - 1)
+            rows[section_of(method)].append((study.label(method), seeds_of(study, model, method), NOT_RUN, *dashes))
         prefix = f"{title}: " if len(study.models) > 1 else ""
         sections += [(f"{prefix}{heading}", tuple(found)) for heading, found in rows.items() if found]
     columns = ("Method", "Seeds", *(f"{of.title}, %" for of in evaluations))
@@ -105,7 +111,8 @@ def table12(study: Study) -> Table:
     records: list[dict[str, Any]] = []
     rows = []
     for model in study.models:
-        pairs = [(m, without_term(m)) for m in study.methods(model) if without_term(m) in study.methods(model)]
+        there, left = study.methods(model), study.methods_not_run(model)
+        pairs = [(m, without_term(m)) for m in there if without_term(m) in there]
         gaps = {
             (method, of): comparisons.difference(study, model, method, without, of, "prompt_strict")
             for method, without in pairs
@@ -125,6 +132,11 @@ def table12(study: Study) -> Table:
                     | {"prompt_strict_minus_without_p_holm": p}
                 )
             rows.append((*model_cell(study, model), study.label(method), study.label(without), *cells))
+        for method in method_order([*there, *left]):
+            without = without_term(method)
+            if without in (*there, *left) and {method, without} & {*left}:
+                names = (*model_cell(study, model), study.label(method), study.label(without))
+                rows.append((*names, *[NOT_RUN] * len(evaluations)))
     columns = (*model_column(study), "Method", "Without the term", *(f"{of.title}, points" for of in evaluations))
     notes = (
         interval_note(study),

@@ -28,6 +28,9 @@ TEX_CHARACTERS = {
     "<": "$<$",
     ">": "$>$",
     "λ": r"$\lambda$",
+    "μ": r"$\mu$",
+    "φ": r"$\varphi$",
+    "±": r"$\pm$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "—": "---",
@@ -121,7 +124,7 @@ def to_tex(table: Table) -> str:
 
 
 def tex(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
+    """Text with LaTeX's special characters escaped, and those outside of ASCII as commands that every engine knows."""
     return "".join(TEX_CHARACTERS.get(character, character) for character in text)
 
 

@@ -38,7 +38,8 @@ STUDY_INDEX = Source("stated in the study's index", ("",), ("study.json",))
 # Columns that name a row, or state what the study was asked to do; they are no results.
 NAMES = frozenset((
     "model", "method", "label", "variant", "task", "group", "kind", "seen", "expert", "equal", "part", "name", "claim",
-    "statement", "source", "unit", "margin", "tolerance", "reason", "num_seeds",
+    "statement", "source", "unit", "margin", "tolerance", "reason", "num_seeds", "published", "tolerance_points",
+    "metrics", "other", "without",
 ))  # fmt: skip
 
 

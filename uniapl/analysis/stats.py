@@ -28,6 +28,7 @@ from uniapl.seeding import stream_seed
 NAN = math.nan
 POWER = 0.8
 RESAMPLES_AT_ONCE = 1000  # memory only
+PLACES = ("value", "low", "high", "bootstrap_low", "bootstrap_high")  # of an estimate, on its axis
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,14 @@ class Estimate:
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
-        numbers = {name: getattr(self, name) * factor for name in ("value", "low", "high")}
+        numbers = {name: getattr(self, name) * factor for name in PLACES}
         design = self.design and replace(self.design, mean=self.design.mean * factor, error=self.design.error * factor)
         return replace(self, **numbers, design=design)
+
+    def shifted(self, by: float) -> Estimate:
+        """The same from another origin; a test against the old one does not come along."""
+        numbers = {name: getattr(self, name) + by for name in PLACES}
+        return replace(self, **numbers, p=NAN, test="", design=None)
 
 
 @dataclass(frozen=True)
@@ -198,13 +204,18 @@ def crossed_bootstrap(values_SP: np.ndarray, *, draws: Resampling) -> tuple[floa
 
 
 def accuracy(hits_SP: np.ndarray, counts_SP: np.ndarray, *, draws: Resampling, names: Sequence[str]) -> Estimate:
-    """An accuracy with its interval: Wilson (one seed, binary), BCa (one seed), two-way t (several seeds)."""
+    """An accuracy with its interval: Wilson (one seed, binary), BCa (one seed), two-way t (several seeds).
+
+    The t interval of a share ends at 0 and 1.
+    """
     S, P = hits_SP.shape
     if S == 0 or P == 0:
         return EMPTY
     value = float(ratio(hits_SP.ravel(), counts_SP.ravel()))
     if S > 1:
-        return _several_seeds(value, _linearised(hits_SP, counts_SP, value), draws)
+        found = _several_seeds(value, _linearised(hits_SP, counts_SP, value), draws)
+        share = ((hits_SP >= 0) & (hits_SP <= counts_SP)).all()
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high)) if share else found
     if (counts_SP == 1).all() and np.isin(hits_SP, (0, 1)).all():
         low, high = wilson(int(hits_SP.sum()), P, confidence=draws.confidence)
         return Estimate(value, low, high, P, "Wilson")

@@ -56,7 +56,7 @@ def figure5(study: Study, model: str) -> tuple[Figure, str]:
         f"Figure 5. Accuracy on the {of.title.lower()} prompts against what the whole path cost ({study.models[model]},"
         f" mean over seeds, {study.claims.confidence:.0%} intervals; dotted: base). Operations: {TRAINED_OPERATIONS}"
         f" for each weight and token trained, {GENERATED_OPERATIONS} for each token generated; reading prompts and"
-        " scoring answers are in the seconds only."
+        " scoring answers are in the seconds only, probes in none."
     )
     return figure, caption
 

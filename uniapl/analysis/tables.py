@@ -7,7 +7,7 @@ ROOT holds study.json (results/<scale>, or results/released/<scale>). Table 1 me
 6 ablations where the study has some, 7 base models against their published scores where there are such, 8 general
 capability where such tasks were evaluated, 9 what other experts cost where some were tried, 10 methods in the order of
 the paper's tables with the best marked, 11 UniAPL against GRPO at equal steps, tokens and seconds, 12 each method with
-the adversarial term against the same without it.
+the adversarial term against the same without it, 13 every method against every other.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from uniapl.analysis.cells import (
     methods_of,
     model_cell,
     model_column,
+    not_run_note,
     percent,
     points,
     traced,
@@ -52,6 +53,7 @@ from uniapl.analysis.outputs import (
     has_variants,
 )
 from uniapl.analysis.overview import table10, table12
+from uniapl.analysis.pairs import table13
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
 from uniapl.analysis.stats import POWER
@@ -63,6 +65,7 @@ METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
 def table1(study: Study) -> Table:
     """Methods x evaluations, paired differences to base and to GRPO, and what each method cost."""
     records, sections = [], []
+    not_run = [(model, method) for model in study.models for method in study.methods_not_run(model)]
     for of in comparisons.evaluations(study):
         rows, sizes = [], []
         for model, method in methods_of(study):
@@ -70,6 +73,8 @@ def table1(study: Study) -> Table:
             records.append(record)
             rows.append((*model_cell(study, model), study.label(method), *row))
             sizes.append(record["num_prompts"])
+        for model, method in not_run:
+            rows.append((*model_cell(study, model), study.label(method), NOT_RUN, *[NO_CELL] * 5))
         sections.append((f"{of.title} ({_sizes(study, of, sizes)})", tuple(rows)))
     heads = ("− base, points", "− GRPO, points")
     columns = (*model_column(study), "Method", "Prompt strict, %", *heads, "Instruction strict, %", *heads)
@@ -78,6 +83,7 @@ def table1(study: Study) -> Table:
         cost = path_costs(study, model, method)
         shown = tuple(amount(cost.get(c)) for c in ("steps", "tokens_trained", "tokens_generated", "seconds"))
         cost_rows.append((*model_cell(study, model), study.label(method), *shown))
+    cost_rows += [(*model_cell(study, model), study.label(m), NOT_RUN, *[NO_CELL] * 3) for model, m in not_run]
     cost_columns = (*model_column(study), "Method", "Steps", "Tokens trained", "Tokens generated", "Seconds")
     blocks = [
         Block(columns, tuple(sections)),
@@ -132,8 +138,8 @@ def _table1_note() -> str:
         "Differences are paired by prompt, over the seeds that both have, in percentage points; p by McNemar's exact"
         " test (one seed, prompts), by exchanging the two systems within prompts (one seed, instructions) or by the"
         " two-way t test (several seeds). They are not adjusted for the number of comparisons; Table 2's are. Prompts"
-        " whose verdict could not be computed are left out, never counted as failed. Loose accuracies and the crossed"
-        " bootstrap stand in the csv."
+        " whose verdict could not be computed are left out, never counted as failed. Loose accuracies stand in the csv."
+        " Seconds are those of training's steps without probes."
     )
 
 
@@ -143,10 +149,10 @@ def table2(study: Study) -> Table:
     found = findings(study)
     family = [row.quantity for row in found]
     for row in found:
-        beside = f"; Holm {p_value(row.p_holm)}" if math.isfinite(row.p_holm) else ""
+        judged = f"; Holm {p_value(row.p_holm)}" if math.isfinite(row.p_holm) else ""
         if math.isfinite(row.smallest_seen):
             seen = plain_number(row.smallest_seen, 3 if row.unit == "nats" else 1)
-            beside += f"; {POWER:.0%} power from {seen} {row.unit} on"
+            judged += f"; {POWER:.0%} power from {seen} {row.unit} on"
         title = study.models.get(row.model, row.model)
         scale = study.index["scale"]
         where = f" at {scale} scale" if scale != "paper" and row.verdict != NOT_RUN else ""
@@ -157,7 +163,7 @@ def table2(study: Study) -> Table:
                 *((title,) if len(study.models) > 1 else ()),
                 f"{row.statement} {row.source}",
                 shown,
-                row.measured + beside,
+                row.measured + judged + (f". Beside it: {row.beside}" if row.beside else ""),
                 row.tolerance,
             )
         )
@@ -168,6 +174,7 @@ def table2(study: Study) -> Table:
                 "statement": row.statement,
                 "source": row.source,
                 "measured": row.measured,
+                "beside": row.beside,
                 "unit": row.unit,
                 **fields(row.quantity, "quantity"),
                 "quantity_p": traced(row.quantity.p, row.quantity, "_p"),
@@ -194,10 +201,10 @@ def table2(study: Study) -> Table:
             " Supported: the whole interval lies above the tolerance and Holm's adjusted p is small enough; not"
             " supported: the whole interval lies below it; inconclusive: neither; not run: not measured in this study."
             f" {POWER:.0%} power: from this true value on a study like this one says supported four times in five,"
-            " Holm's correction at its strictest and the tolerance included. Tolerances stand in config/default.yaml,"
-            " whose history dates them."
-            " C6, of what length does not explain: log-probs less a line over the logarithm of the answer's length,"
-            " which is fitted to the expert's answers; told beside the claim, outside of Holm's correction."
+            " Holm's correction at its strictest and the tolerance included. Tolerances are the section `claims` of the"
+            " configuration; docs/paper_map.md dates them. Beside it: outside of Holm's correction, and no verdict"
+            " rests on it. Of what length does not explain: log-probs less a line over the logarithm of the answer's"
+            " length, which is fitted to the expert's answers. The crossed bootstrap's intervals stand in the csv."
         ),
     )
     return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)
@@ -256,6 +263,7 @@ def table4(study: Study) -> Table:
             " demonstration. Several seeds: two-way t intervals of the distances' terms; one seed: prompts resampled,"
             " at each end the wider of percentile and basic bootstrap, since resampling overstates small distances."
         ),
+        *not_run_note(study),
     )
     return make_table(4, "Distributions against the expert's, held-out prompts", blocks, records, notes)
 
@@ -289,7 +297,8 @@ def all_tables(study: Study) -> list[Table]:
     tables += [table9(study)] if has_variants(study.index, OTHER_EXPERTS) else []
     tables += [table10(study)]
     tables += [table11(study)] if has_comparison(study.index) else []
-    return [*tables, *([table12(study)] if has_term(study.index) else [])]
+    tables += [table12(study)] if has_term(study.index) else []
+    return [*tables, table13(study)]
 
 
 def main(root: Path, output: Path) -> None:

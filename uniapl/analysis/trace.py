@@ -141,6 +141,8 @@ def _made_from(study: Study, directory: str) -> Iterator[tuple[str, str]]:
             else:
                 yield "base model", index["models"][entry["model"]]["directory"]
             yield "prompts", index["data"]
+            if stored(study.root / directory / "expert.jsonl").is_file():
+                yield "demonstrations", index["demonstrations"][entry["model"]]
             return
     for entry in index["runs"]:
         if entry["directory"] == directory:

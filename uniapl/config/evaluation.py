@@ -88,7 +88,7 @@ class ReferencesSpec(Spec):
 
 
 class ClaimSpec(Spec):
-    """Tolerances of the claim table, fixed in config/default.yaml before the run.
+    """Tolerances of the claim table: config/default.yaml states them, docs/paper_map.md says since when.
 
     Points are percentage points of prompt-strict accuracy.
     """
