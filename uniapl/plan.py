@@ -13,7 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from uniapl.config import ConfigError, EditorSpec, EndpointSpec, ModelSpec, StageSpec, Study, TeacherSpec, VariantSpec
+from uniapl.config import (
+    ConfigError,
+    EditorSpec,
+    EndpointSpec,
+    ModelSpec,
+    Spec,
+    StageSpec,
+    Study,
+    TeacherSpec,
+    VariantSpec,
+)
 from uniapl.layers import load_references, validate
 from uniapl.provenance import content_hash, read_config, write_whole
 
@@ -287,6 +297,48 @@ def teacher_model(teacher: TeacherSpec) -> str | None:
     return teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
 
 
+def ablations_of(study: Study) -> dict[str, Any]:
+    """Of each ablation of a study its title, and of each variant what it changes of the main run."""
+    return {
+        name: {
+            "title": ablation.title,
+            "variants": {title: _changes(study, ablation.methods, v) for title, v in ablation.variants.items()},
+        }
+        for name, ablation in study.ablations.items()
+    }
+
+
+def _changes(study: Study, methods: Sequence[str], variant: VariantSpec) -> list[dict[str, Any]]:
+    """What a variant changes of stages (`of`: the path that ends with the stage), teacher and discriminator."""
+    stages = [method.split(".") for method in methods]
+    paths = dict.fromkeys(tuple(names[:end]) for names in stages for end in range(1, len(names) + 1))
+    compared: list[tuple[str, Spec, Spec]] = [
+        (".".join(path), stage_of_path(study, path), stage_of_path(study, path, variant)) for path in paths
+    ]
+    if variant.teacher is not None:
+        compared.append(("teacher", study.teacher, variant.teacher))
+    if variant.discriminator is not None:
+        compared.append(("discriminator", study.discriminator, variant.discriminator))
+    return [{"of": of} | change for of, main, varied in compared for change in _differing(main, varied)]
+
+
+def _differing(main: Spec, varied: Spec) -> list[dict[str, Any]]:
+    """Fields of other values; of a spec of another kind that kind, and the fields that only it has."""
+    of_both = set(type(main).model_fields) & set(type(varied).model_fields)
+    names = [name for name in type(varied).model_fields if name != "access"]
+    if type(main) is not type(varied):
+        names = [name for name in names if name == "kind" or name not in of_both]
+    dumps = [spec.model_dump(mode="json") for spec in (main, varied)]
+    found = []
+    for name in names:  # a field that came later is in no dump at its default
+        before, after = (
+            dump.get(name, getattr(spec, name, None)) for spec, dump in zip((main, varied), dumps, strict=True)
+        )
+        if before != after:
+            found.append({"key": name, "main": before, "variant": after})
+    return found
+
+
 def study_index(plan: Plan) -> dict[str, Any]:
     """What the analysis reads: the resolved study, and where each run and evaluation lies, relative to the root."""
 
@@ -303,6 +355,7 @@ def study_index(plan: Plan) -> dict[str, Any]:
         "ifbench_max_new_tokens": plan.study.evaluation.ifbench_max_new_tokens,
         "limit": plan.study.evaluation.limit,
         "references": references_of(plan.study),
+        "ablations": ablations_of(plan.study),
         "models": {m.name: {"title": m.title, "directory": relative(plan.models[m.name])} for m in plan.study.models},
         "data": relative(plan.data),
         "demonstrations": {name: relative(a) for name, a in plan.demonstrations.items()},

@@ -220,6 +220,25 @@ def test_the_index_holds_published_scores_of_the_studys_models_on_its_tasks(tmp_
     }  # fmt: skip
 
 
+def test_the_index_says_what_each_variant_of_an_ablation_changes(tmp_path: Path) -> None:
+    named = "lambda_adv,equal_steps,teacher,discriminator"
+    plan = make_plan(load_study("laptop", {"ablations": named}), tmp_path, sampler="hf", compute="float32")
+    ablations = study_index(plan)["ablations"]
+    changes = {
+        f"{name}.{variant}": [tuple(change.values()) for change in changed]
+        for name, one in ablations.items()
+        for variant, changed in one["variants"].items()
+    }
+    assert changes["lambda_adv.5"] == [("uniapl", "lambda_adv", 0.2, 5.0)]
+    assert changes["equal_steps.half"] == [("sft", "steps", 30, 15), ("sft.grpo", "steps", 30, 15)]
+    assert changes["teacher.best_of_n"] == [("teacher", "answers", "edited", "best")]
+    assert changes["discriminator.random"] == [
+        ("discriminator", "kind", "features", "control"), ("discriminator", "reads", None, "noise"),
+    ]  # fmt: skip
+    assert ablations["teacher"]["title"].startswith("The expert; best of n without edits")
+    assert study_index(plan_of(tmp_path))["ablations"] == {}
+
+
 def test_every_published_score_names_a_known_model_and_its_source() -> None:
     spec = load_references()
     assert set(spec.models) <= set(available("models"))
