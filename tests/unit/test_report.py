@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
+from tests.unit.conftest import records
 from uniapl.analysis import tables
+from uniapl.analysis.collect import read_study
 from uniapl.analysis.outputs import figure_files
+from uniapl.analysis.trace import find_cell
 from uniapl.report.__main__ import main
+from uniapl.report.failures import failures
 from uniapl.report.page import Grid, read_table
+from uniapl.report.protocol import ablations, protocol, tolerances, trace_command
 
 Builder = Callable[..., dict[str, Any]]
 
@@ -61,7 +66,7 @@ def test_the_page_is_one_file_whose_contents_lead_somewhere(tmp_path: Path, stud
     outside = [t for t in links.targets if not t.startswith(("data:", "#"))]
     assert outside == []
     inside = {t[1:] for t in links.targets if t.startswith("#")}
-    assert len(inside) == 11
+    assert len(inside) == 13
     assert inside <= links.ids
     assert sum(t.startswith("data:image/svg+xml;base64,") for t in links.targets) == 7
 
@@ -184,3 +189,105 @@ def test_a_trial_says_so_and_general_tasks_stand_among_the_results(tmp_path: Pat
     page = page_of(tmp_path)
     assert "only the first 3 questions of each task were asked" in page
     assert "Table 8. General capability" in page
+
+
+def test_the_protocol_has_the_studys_own_sizes_seeds_and_tolerances(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(
+        tmp_path, methods=("grpo", "uniapl"), seeds=(0, 4), variants={"lambda_adv.5": 2},
+        claims={"num_resamples": 77, "degrade_points": 3.5},
+    )  # fmt: skip
+    page = page_of(tmp_path)
+    study = read_study(tmp_path)
+    told = dict(protocol(study))
+    assert told["Prompt sets"] == "40 training, 20 held-out"
+    assert told["Evaluations"].startswith("Held-out (20 prompts), IFBench (8 prompts); one greedy answer")
+    assert told["Training seeds"] == "0, 4 (GRPO, UniAPL); ablations' variants: 2 each"
+    assert "77 draws of seeds and of prompts" in told["Intervals"]
+    assert "Table 6: " in told["Several tests"]
+    assert "Table 9: " not in told["Several tests"]
+    assert {name: value for name, value, _ in tolerances(study)}["claims.degrade_points"] == "3.5"
+    assert all(meaning for *_, meaning in tolerances(study))
+    assert "Satterthwaite" in page
+
+
+def test_one_seed_is_not_said_to_have_intervals_over_seeds(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("grpo",))
+    told = dict(protocol(read_study(tmp_path)))
+    assert "There is one training seed: Wilson's interval" in told["Intervals"]
+    assert "Satterthwaite" not in "".join(told.values())
+    assert "McNemar" in told["Differences"]
+
+
+def test_failures_are_counted_from_the_records(tmp_path: Path, study_builder: Builder) -> None:
+    index = study_builder(tmp_path, methods=("grpo", "uniapl"), variants={"lambda_adv.5": 2})
+    demonstrations = tmp_path / index["demonstrations"]["smollm2_135m"]
+    manifest = json.loads((demonstrations / "manifest.json").read_text())
+    (demonstrations / "manifest.json").write_text(json.dumps(manifest | {"dropped": 2, "num_orders": 40}))
+    reasons = [json.dumps({"prompt_id": str(i), "reason": "no room for the list"}) + "\n" for i in range(2)]
+    (demonstrations / "dropped.jsonl").write_text("".join(reasons))
+    for run, job in zip(index["runs"], (99, 5, 99), strict=True):  # steps of each took 12.5 s
+        measured = tmp_path / "benchmarks" / f"{run['directory']}.tsv"
+        measured.parent.mkdir(parents=True)
+        measured.write_text(f"s\th:m:s\tmax_rss\n{job}\t0:01:00\t2048\n")
+        path = tmp_path / run["directory"] / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"train_seconds": 12.5}))
+    said = failures(read_study(tmp_path), [("C1", "not run"), ("C5", "not supported"), ("C6", "supported")])
+    assert said == [
+        "Claims not supported: C5.",
+        "Claims inconclusive: none.",
+        "Claims not run: C1.",
+        "IFBench: 1 of 8 prompts could not be judged (unavailable: POS tagger), in 4 evaluations; they are in no"
+        " accuracy.",
+        "Demonstrations (demonstrations/smollm2_135m-00000000): 2 of 40 dropped, since no answer that passes was found:"
+        " no room for the list (2).",
+        f"Interrupted and resumed from a checkpoint, at least: {index['runs'][1]['directory']}.",
+    ]
+    page = page_of(tmp_path)
+    left = [row["claim"] for row in records(tmp_path / "tables", 2) if row["verdict"] == "not run"]
+    assert {"C1", "C9"} < set(left) < {f"C{i}" for i in range(1, 10)}
+    assert f"<li>Claims not run: {', '.join(left)}.</li>" in page
+
+
+def test_ablations_are_told_by_title_and_change_where_the_index_has_them(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    index = study_builder(tmp_path, methods=("sft.grpo", "uniapl"), variants={"lambda_adv.5": 2})
+    assert "What each variant changes" not in page_of(tmp_path)
+    changed = [
+        {"of": "uniapl", "key": "lambda_adv", "main": 0.2, "variant": 5.0},
+        {"of": "sft.grpo", "key": "mu", "main": 0.1, "variant": {"peak": 0.9, "valley": 0.05}},
+        {"of": "discriminator", "key": "reads", "main": None, "variant": "noise"},
+    ]
+    index["ablations"] = {
+        "lambda_adv": {"title": "Weight of the term", "variants": {"5": changed}},
+        "unused": {"title": "Not of this study", "variants": {"x": []}},
+    }
+    (tmp_path / "study.json").write_text(json.dumps(index))
+    assert ablations(read_study(tmp_path)) == [
+        ("Weight of the term",),
+        (
+            "lambda_adv.5",
+            "UniAPL: lambda_adv 0.2 → 5; SFT → GRPO: mu 0.1 → peak 0.9, valley 0.05; discriminator: reads noise",
+        ),
+    ]
+    page = page_of(tmp_path)
+    assert page.index("Weight of the term") < page.index("Table 6. Ablations")
+
+
+def test_the_command_that_the_page_names_finds_a_cell(tmp_path: Path, study_builder: Builder) -> None:
+    study_builder(tmp_path, methods=("grpo",))
+    study = read_study(tmp_path)
+    command = trace_command(study)
+    assert f'<code id="trace">{command}</code>' in page_of(tmp_path)
+    _, _, number, *options = command.split()
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    cell = find_cell(tables.all_tables(study), int(number), given["--row"], given["--column"])
+    assert cell.shown == "0.400000"  # 8 of 20
+
+
+def test_the_summary_speaks_of_the_prompts_that_claims_are_made_on(tmp_path: Path, study_builder: Builder) -> None:
+    tasks = ("heldout", "ifbench", "ifeval")
+    study_builder(tmp_path, methods=("grpo", "uniapl"), tasks=tasks, claims={"evaluation": "ifbench"})
+    page = page_of(tmp_path)
+    assert "of 7 IFBench prompts before training" in page  # of 8, one cannot be judged
+    assert "Table 11, Figure 5 and the summary above: IFBench prompts" in page

@@ -134,10 +134,6 @@ def _above(margin: float) -> str:
     return f"the whole interval above {plain_number(margin, 1) if margin else '0'}"
 
 
-def _prompts(of: Evaluation) -> str:
-    return "held-out prompts" if of == HELDOUT else f"{of.title} prompts"
-
-
 def _on(of: Evaluation) -> str:
     """What a measured accuracy is called; the held-out prompts need no name."""
     return "prompt strict" if of == HELDOUT else f"prompt strict on {of.title}"
@@ -147,7 +143,7 @@ def _missing(study: Study, model: str, of: Evaluation, *methods: str) -> str:
     """Why a comparison cannot be made; empty where it can."""
     if _has(study, model, *methods) and of.task in study.index["tasks"]:
         return ""
-    return f"{' or '.join(methods)} was not trained or {_prompts(of)} were not evaluated"
+    return f"{' or '.join(methods)} was not trained or {of.prompts} were not evaluated"
 
 
 def _against_grpo(study: Study) -> Iterator[Finding]:
@@ -163,7 +159,7 @@ def _against_grpo(study: Study) -> Iterator[Finding]:
         claim = next((c for prefix, c in paper_models.items() if model.startswith(prefix)), None)
         label = claim or f"C1-{study.index['scale']}"
         statement = (
-            STATEMENTS[claim][0] if claim else f"analogue of C1 at this scale: UniAPL beats GRPO on the {_prompts(of)}"
+            STATEMENTS[claim][0] if claim else f"analogue of C1 at this scale: UniAPL beats GRPO on the {of.prompts}"
         )
         source = STATEMENTS[claim][1] if claim else "(ours)"
         row = Finding(label, model, statement, source, "—", EMPTY, margin, "points", tolerance)
@@ -209,7 +205,7 @@ def _against_published(study: Study, row: Finding) -> Finding:
     if reason := _missing(study, row.model, of, UNIAPL):
         return replace(row, reason=reason)
     if published is None:
-        return replace(row, reason=f"no published score of the other model on {_prompts(of)} is known for this study")
+        return replace(row, reason=f"no published score of the other model on {of.prompts} is known for this study")
     if limit := study.index.get("limit"):
         return replace(row, reason=f"only the first {limit} questions were asked, the published score is over all")
     ours = comparisons.accuracy(study, row.model, UNIAPL, of, "prompt_strict")

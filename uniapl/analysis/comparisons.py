@@ -35,6 +35,11 @@ class Evaluation:
     group: str
     title: str
 
+    @property
+    def prompts(self) -> str:
+        """Its prompts in a sentence; a benchmark keeps its capital letters."""
+        return f"{self.title.lower() if self.task in ('heldout', 'development') else self.title} prompts"
+
 
 HELDOUT = Evaluation("heldout", "all", GROUPS["all"])
 

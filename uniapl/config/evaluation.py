@@ -93,7 +93,7 @@ class ClaimSpec(Spec):
     Points are percentage points of prompt-strict accuracy.
     """
 
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of every interval; a p must be below 1 less this.")
     evaluation: Literal["heldout", "ifbench", "ifeval"] = Field(
         "heldout", description="C1 to C4 are judged on it; the paper's is IFEval, which scale paper evaluates."
     )
@@ -108,4 +108,4 @@ class ClaimSpec(Spec):
         gt=0, description="Controls: an interval within this of 0 on both sides is called equal; ours."
     )
     num_resamples: Positive = Field(9999, description="Bootstrap and permutation draws.")
-    seed: int = 0
+    seed: int = Field(0, description="Of these draws; every statistic has a stream of its own.")

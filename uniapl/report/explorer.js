@@ -25,8 +25,11 @@
       if (kind.value && !prompt.constraints.some((one) => one.kind === kind.value)) return false;
       const needle = words.value.trim().toLowerCase();
       if (needle && !prompt.text.toLowerCase().includes(needle)) return false;
-      if (!outcome.value) return true;
-      const own = prompt.answers[method.value], base = prompt.answers[answers.baseline];
+      return !outcome.value || (method.value ? [method.value] : Object.keys(prompt.answers)).some((name) => hasOutcome(prompt, name));
+    };
+
+    const hasOutcome = (prompt, name) => {
+      const own = prompt.answers[name], base = prompt.answers[answers.baseline];
       if (!own || own.passed === null) return false;
       if (outcome.value === "follows") return own.passed;
       if (outcome.value === "fails") return !own.passed;
@@ -34,19 +37,19 @@
       return outcome.value === "won" ? own.passed && !base.passed : !own.passed && base.passed;
     };
 
-    const card = (label, colour, text, detail, constraints, strict, passed) => {
+    const card = (label, colour, answer, constraints) => {
       const box = make("article", { class: "answer method" });
       box.style.setProperty("--method", colour);
-      box.append(make("h4", { text: label }), make("p", { class: `told ${passed === true ? "held" : passed === false ? "broken" : ""}`, text: detail }));
-      box.append(make("blockquote", { text: text === "" ? "(empty)" : text }));
-      if (strict) {
-        const verdicts = make("ul", { class: "verdicts" });
-        constraints.forEach((one, i) => {
-          const word = strict[i] === null ? "not judged" : strict[i] ? "followed" : "not followed";
-          verdicts.append(make("li", {}, make("span", { "aria-hidden": "true", text: `${mark(strict[i])} ` }), `${one.kind}: ${word}`));
-        });
-        box.append(verdicts);
-      }
+      const told = answer ? `${verdict(answer.passed)} · ${answer.tokens} tokens${answer.cut ? ", cut" : ""}` : "not run";
+      const held = !answer || answer.passed === null ? "" : answer.passed ? " held" : " broken";
+      box.append(make("h4", { text: label }), make("p", { class: `told${held}`, text: told }));
+      if (!answer) return box;
+      const verdicts = make("ul", { class: "verdicts" });
+      constraints.forEach((one, i) => {
+        const word = answer.strict[i] === null ? "not judged" : answer.strict[i] ? "followed" : "not followed";
+        verdicts.append(make("li", {}, make("span", { "aria-hidden": "true", text: `${mark(answer.strict[i])} ` }), `${one.kind}: ${word}`));
+      });
+      box.append(make("blockquote", { text: answer.text === "" ? "(empty)" : answer.text }), verdicts);
       return box;
     };
 
@@ -64,17 +67,16 @@
       prompt.constraints.forEach((one) => rules.append(make("li", {}, make("code", { text: one.kind }), one.text ? ` ${one.text}` : "")));
       shown.append(heading, make("p", { class: "prompt", text: prompt.text }), rules);
       const cards = make("div", { class: "cards" });
-      if (prompt.expert !== null && prompt.expert !== undefined) cards.append(card("Expert", "var(--faint)", prompt.expert, "demonstration", prompt.constraints, null, null));
+      if (prompt.expert) cards.append(card("Expert", "var(--faint)", prompt.expert, prompt.constraints));
       for (const one of state().methods) {
-        const answer = prompt.answers[one.id];
-        if (!answer) { cards.append(card(one.label, one.colour, "—", "not run", [], null, null)); continue; }
-        const detail = `${verdict(answer.passed)} · ${answer.tokens} tokens${answer.cut ? ", cut" : ""}`;
-        cards.append(card(one.label, one.colour, answer.text, detail, prompt.constraints, answer.strict, answer.passed));
+        if (method.value && ![method.value, answers.baseline].includes(one.id)) continue;
+        cards.append(card(one.label, one.colour, prompt.answers[one.id], prompt.constraints));
       }
       shown.append(cards);
     };
 
     const refresh = () => {
+      const before = [...list.children].find((node) => node.getAttribute("aria-selected") === "true");
       const found = state().prompts.filter(fits);
       count.textContent = `${found.length} of ${state().prompts.length} prompts`;
       list.replaceChildren(...found.map((prompt) => {
@@ -82,12 +84,13 @@
         node.dataset.id = prompt.id;
         return node;
       }));
-      show(found.length ? found[0].id : null);
+      const kept = before && found.find((prompt) => prompt.id === before.dataset.id);
+      show((kept || found[0] || { id: null }).id);
+      if (kept) list.scrollTop = list.children[found.indexOf(kept)].offsetTop - list.offsetTop;
     };
 
     const begin = () => {
-      fill(method, state().methods.map((one) => [one.id, one.label]));
-      if (state().methods.some((one) => one.id === "uniapl")) method.value = "uniapl";
+      fill(method, [["", "all methods"], ...state().methods.map((one) => [one.id, one.label])]);
       const kinds = [...new Set(state().prompts.flatMap((prompt) => prompt.constraints.map((one) => one.kind)))].sort();
       fill(kind, [["", "any"], ...kinds.map((name) => [name, name])]);
       refresh();
@@ -109,6 +112,13 @@
     });
     begin();
   }
+
+  const folded = () => document.querySelectorAll("details:not([open])");
+  window.addEventListener("beforeprint", () => folded().forEach((node) => { node.open = true; node.dataset.folded = ""; }));
+  window.addEventListener("afterprint", () => document.querySelectorAll("details[data-folded]").forEach((node) => {
+    node.open = false;
+    delete node.dataset.folded;
+  }));
 
   const curves = read("curves");
   const place = document.getElementById("hover-curves");
@@ -144,7 +154,7 @@
       }
       const dot = draw("circle", { r: 4, class: "method", visibility: "hidden" });
       svg.append(dot);
-      const told = make("p", { class: "told", "aria-live": "polite", text: "Point at a line, or focus the chart and use the arrow keys." });
+      const told = make("p", { class: "told", "aria-live": "polite", text: "Point at a line or tap it, or focus the chart and use the arrow keys." });
       const all = methods.flatMap((one) => (chosen.lines[one.id] || []).map((p) => [one, p]));
       let current = 0;
       const tell = (index) => {
@@ -153,12 +163,13 @@
         for (const [name, value] of Object.entries({ cx: x(p[0]), cy: y(p[1]), style: `--method: ${one.colour}`, visibility: "visible" })) dot.setAttribute(name, value);
         told.textContent = `${one.label}, step ${p[0]}: ${chosen.name} ${short(p[1])}`;
       };
-      svg.addEventListener("pointermove", (event) => {
+      const nearest = (event) => {
         const box = svg.getBoundingClientRect(), px = (event.clientX - box.left) / box.width * WIDTH, py = (event.clientY - box.top) / box.height * HEIGHT;
         let best = 0, least = Infinity;
         all.forEach(([, p], i) => { const far = (x(p[0]) - px) ** 2 + (y(p[1]) - py) ** 2; if (far < least) { least = far; best = i; } });
         tell(best);
-      });
+      };
+      for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, nearest);
       svg.setAttribute("tabindex", "0");
       svg.addEventListener("keydown", (event) => {
         const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
@@ -173,13 +184,15 @@
     };
 
     const begin = () => {
-      fill(metric, Object.entries(curves[model.value].metrics).map(([name, one]) => [name, one.name]));
-      plot();
+      const metrics = Object.entries(curves[model.value].metrics);
+      fill(metric, metrics.map(([name, one]) => [name, one.name]));
+      metric.disabled = !metrics.length;
+      if (metrics.length) plot(); else place.replaceChildren(make("p", { class: "told", text: "No run of this model was trained." }));
     };
     fill(model, Object.entries(curves).map(([name, one]) => [name, one.title]));
     model.closest("label").hidden = Object.keys(curves).length < 2;
     model.addEventListener("change", begin);
     metric.addEventListener("change", plot);
-    if (Object.keys(curves[model.value].metrics).length) begin();
+    begin();
   }
 })();

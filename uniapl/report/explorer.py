@@ -100,7 +100,15 @@ def _answers(study: Study, model: str, method: str) -> dict[str, dict[str, Any]]
     }  # fmt: skip
 
 
-def _expert(path: Path) -> dict[str, str]:
+def _expert(path: Path) -> dict[str, dict[str, Any]]:
+    """The expert's first answer by prompt, with its verdicts."""
     if not path.is_file():
         return {}
-    return {row["prompt_id"]: row["text"] for _, row in read_jsonl(path) if row["split"] == TASK and row["take"] == 0}
+    return {
+        row["prompt_id"]: {
+            "text": row["text"], "strict": row["followed"], "passed": all(row["followed"]),
+            "cut": bool(row.get("truncated")), "tokens": row["num_tokens"],
+        }
+        for _, row in read_jsonl(path)
+        if row["split"] == TASK and row["take"] == 0
+    }  # fmt: skip

@@ -6,6 +6,7 @@ import base64
 import csv
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from markupsafe import Markup, escape
 
 from uniapl import __version__
 from uniapl.analysis import comparisons
-from uniapl.analysis.cells import NOT_RUN
+from uniapl.analysis.cells import NO_CELL, NOT_RUN
 from uniapl.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
-from uniapl.analysis.collect import MAIN, Study, rows_of, run_config
+from uniapl.analysis.collect import Study, rows_of, run_config
 from uniapl.analysis.facts import no_signal
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
 from uniapl.analysis.outputs import figure_numbers, table_numbers
@@ -25,6 +26,8 @@ from uniapl.analysis.references import stack_warnings
 from uniapl.analysis.render import BOLD
 from uniapl.equations import LEGEND, describe_stage
 from uniapl.report.explorer import as_script, curves, explorer
+from uniapl.report.failures import failures, not_run
+from uniapl.report.protocol import ablations, protocol, tolerances, trace_command
 
 LIMITS = {
     "smoke": (
@@ -84,6 +87,18 @@ class Part:
     title: str
     pieces: list[Grid | str]
 
+    def verdicts(self) -> list[tuple[str, str]]:
+        """Of the claim table: each row's claim, with its model where there is a column of them, and its verdict."""
+        found = []
+        for grid in (piece for piece in self.pieces if isinstance(piece, Grid)):
+            at = {str(column): place for place, column in enumerate(grid.columns)}
+            for row in grid.rows:
+                cells = {column: row[place].striptags() for column, place in at.items()}
+                model = f" ({cells['Model']})" if cells.get("Model", NO_CELL) != NO_CELL else ""
+                verdict = next(one for one in VERDICTS if cells["Verdict"].startswith(one))
+                found.append((f"{cells['Claim']}{model}", verdict))
+        return found
+
 
 def render_page(study: Study, tables: Path, figures: Path) -> str:
     """The page's HTML. Raise ValueError where a table or figure is missing."""
@@ -107,7 +122,12 @@ def render_page(study: Study, tables: Path, figures: Path) -> str:
         figures={n: [_figure(figures, n, m) for m in study.models] for n in figure_numbers(study.index)},
         methods=methods_grid(study),
         legend=LEGEND,
-        not_run=_not_run(study),
+        protocol=_prose(("What", "In this study"), protocol(study)),
+        tolerances=_prose(("Setting", "Value", "Meaning"), tolerances(study)),
+        failures=failures(study, parts[2].verdicts()),
+        not_run=not_run(study),
+        ablations=_prose(("Variant", "Differs from the main run in"), ablations(study)),
+        traced=trace_command(study),
         signal=[s for s in (no_signal(study, m) for m in study.models) if s] + stack_warnings(study),
         kinds=_kinds(study),
         log=_log(study),
@@ -180,26 +200,26 @@ def _figure(figures: Path, number: int, model: str) -> dict[str, str]:
 
 def _summary(study: Study) -> list[str]:
     """Whether each model learned, and whether UniAPL beat GRPO, in one sentence each."""
-    if "heldout" not in study.index["tasks"]:
+    of = comparisons.claimed_on(study)
+    if of.task not in study.index["tasks"]:
         return []
     sentences = []
     for model, title in study.models.items():
         methods = study.methods(model)
         if BASE in methods:
-            accuracy = comparisons.accuracy(study, model, BASE, comparisons.HELDOUT, "prompt_strict")
+            accuracy = comparisons.accuracy(study, model, BASE, of, "prompt_strict")
             sentences.append(
-                f"{title} meets all constraints of {_percent(accuracy)} of {accuracy.n} held-out prompts before"
-                " training."
+                f"{title} meets all constraints of {_percent(accuracy)} of {accuracy.n} {of.prompts} before training."
             )
         for method in (BASELINE, UNIAPL):
             if method in methods and BASE in methods:
-                gain = comparisons.difference(study, model, method, BASE, comparisons.HELDOUT, "prompt_strict")
+                gain = comparisons.difference(study, model, method, BASE, of, "prompt_strict")
                 sentences.append(
                     f"{study.label(method)} changes this by {_points(gain)}: {_direction(gain, 'above', 'below')} the"
                     " base model."
                 )
         if BASELINE in methods and UNIAPL in methods:
-            gain = comparisons.difference(study, model, UNIAPL, BASELINE, comparisons.HELDOUT, "prompt_strict")
+            gain = comparisons.difference(study, model, UNIAPL, BASELINE, of, "prompt_strict")
             sentences.append(
                 f"UniAPL minus GRPO is {_points(gain)}: {_direction(gain, 'better than', 'worse than')} GRPO."
             )
@@ -249,19 +269,12 @@ def methods_grid(study: Study) -> Grid | None:
                 told["notes"] = "; ".join((*schedules, *told["notes"]))
                 rows.append([name, *(told[key] for key in ("name", "equation", "steps", "learning_rate", "notes"))])
     heads = ("Method", "Stage", "Loss", "Steps", "Learning rate", "Choices")
-    return Grid([escape(head) for head in heads], [[escape(cell) for cell in row] for row in rows]) if rows else None
+    return _prose(heads, rows)
 
 
-def _not_run(study: Study) -> list[str]:
-    """Runs of the plan that a study still being made lacks, a line for each variant."""
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for entry in study.index.get("not_run", ()):
-        found.setdefault((entry["model"], entry["method"], entry["variant"]), []).append(entry["seed"])
-    return [
-        f"{study.models[model]}, {study.label(method)}{'' if variant == MAIN else f', {variant}'}: "
-        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-        for (model, method, variant), seeds in found.items()
-    ]
+def _prose(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid | None:
+    """Running text in columns; None where there is none."""
+    return Grid([escape(c) for c in columns], [[escape(cell) for cell in row] for row in rows]) if rows else None
 
 
 def _kinds(study: Study) -> Grid | None:
