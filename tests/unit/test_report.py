@@ -238,8 +238,8 @@ def test_failures_are_counted_from_the_records(tmp_path: Path, study_builder: Bu
         "Claims not run: C1.",
         "IFBench: 1 of 8 prompts could not be judged (unavailable: POS tagger), in 4 evaluations; they are in no"
         " accuracy.",
-        "Demonstrations (demonstrations/smollm2_135m-00000000): 2 of 40 dropped, since no answer that passes was found:"
-        " no room for the list (2).",
+        "Demonstrations dropped, since no fitting answer was found: 2 of 40 (demonstrations/smollm2_135m-00000000): no"
+        " room for the list (2).",
         f"Interrupted and resumed from a checkpoint, at least: {index['runs'][1]['directory']}.",
     ]
     page = page_of(tmp_path)

@@ -99,8 +99,8 @@ def _dropped(study: Study) -> Iterator[str]:
         reasons = Counter(str(row["reason"]) for row in rows)
         told = ", ".join(f"{reason} ({number})" for reason, number in sorted(reasons.items()))
         yield (
-            f"Demonstrations ({directory}): {manifest['dropped']:,} of {manifest['num_orders']:,} dropped, since no"
-            f" answer that passes was found{f': {told}' if told else ''}."
+            f"Demonstrations dropped, since no fitting answer was found: {manifest['dropped']:,} of"
+            f" {manifest['num_orders']:,} ({directory}){f': {told}' if told else ''}."
         )
 
 
