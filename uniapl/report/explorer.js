@@ -80,7 +80,7 @@
       const found = state().prompts.filter(fits);
       count.textContent = `${found.length} of ${state().prompts.length} prompts`;
       list.replaceChildren(...found.map((prompt) => {
-        const node = make("li", { role: "option", tabindex: "-1", text: prompt.text });
+        const node = make("li", { role: "option", tabindex: "-1" }, make("span", { text: prompt.text }));
         node.dataset.id = prompt.id;
         return node;
       }));
