@@ -88,10 +88,11 @@ def _without_reward(study: Study) -> Iterator[str]:
 
 def _dropped(study: Study) -> Iterator[str]:
     """Demonstrations that no edit or further answer could mend, of the study's teacher and of other experts."""
-    lacking = [*study.index["demonstrations"].values()]
-    lacking += [d for d in study.index.get("others", ()) if "demonstrations/" in d]
-    for directory in lacking:
-        manifest = study.manifests.get(directory) or read_manifest(study.root / directory)
+    others = [d for d in study.index.get("others", ()) if "demonstrations/" in d]
+    made = [d for d in others if (study.root / d / "manifest.json").is_file()]
+    manifests = study.manifests | {d: read_manifest(study.root / d) for d in made}
+    for directory in (*study.index["demonstrations"].values(), *made):
+        manifest = manifests[directory]
         if "dropped" not in manifest:
             continue
         path = study.root / directory / "dropped.jsonl"
