@@ -24,6 +24,7 @@ FAMILIES = {  # tables whose p-values are adjusted, and over what
     10: "each column of a model, against its best",
     11: "all rows of a model",
     12: "all cells of a model",
+    13: "all pairs of a model",
 }
 
 
