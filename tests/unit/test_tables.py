@@ -356,6 +356,7 @@ def test_the_terms_table_names_the_pair_that_is_not_run(tmp_path: Path, study_bu
     solved = {"grpo": 8, "a_grpo": 12, "uniapl": 16}
     index = study_builder(tmp_path, methods=tuple(solved), solved={"base": 2} | solved)
     index["not_run"] = [{"model": "smollm2_135m", "variant": "main", "method": "chord_mu", "seed": 0}]
+    index["stages"] |= {"chord_mu": "CHORD-μ", "a_grpo": "A-GRPO"}
     (tmp_path / "study.json").write_text(json.dumps(index))
     tables.main(tmp_path, tmp_path / "tables")
     text = (tmp_path / "tables/table12.md").read_text()
