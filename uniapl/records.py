@@ -142,7 +142,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raise ValueError naming file and line where a line is not a JSON object in UTF-8, or longer than any of ours.
     """
     path = stored(path)
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if len(line) > LONGEST_LINE:
             raise ValueError(f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB; mend or remove this line")
         if not line.strip() or (number == 1 and not line.removeprefix(BOM_UTF8).strip()):
@@ -161,8 +161,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain or gzipped file, cut where they are too long."""
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a plain or gzipped file, cut where they are too long. Raise ValueError for a gzip file that is cut."""
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         try:
             yield from iter(lambda: file.readline(LONGEST_LINE + 1), b"")

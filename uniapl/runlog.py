@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uniapl.provenance import write_whole
+from uniapl.records import read_lines, stored
 
 METRICS = {
     "step": "gradient steps made, counted from 1",
@@ -71,12 +72,12 @@ class RunLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a log; a last line that was cut by a kill is left out."""
+    """Rows of a log or its gzipped copy; a last line that was cut by a kill is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(stored(path)):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # a cut object, or half of a character
             break
     return rows
 

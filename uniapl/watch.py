@@ -18,6 +18,7 @@ from rich.table import Table
 
 from uniapl import leases
 from uniapl.entry import LEASE
+from uniapl.records import stored
 from uniapl.runlog import read_rows
 
 RECENT = 5  # steps whose median time tells how long the rest takes
@@ -50,7 +51,7 @@ def look(root: Path, entry: dict[str, Any]) -> Seen:
     directory = root / entry["directory"]
     name = f"{entry['model']} {'.'.join(entry['path'])}"
     name += ("" if entry["variant"] == "main" else f" {entry['variant']}") + f" seed {entry['seed']}"
-    log = directory / "metrics.jsonl"
+    log = stored(directory / "metrics.jsonl")
     rows = read_rows(log) if log.is_file() else []
     steps = 0
     if (directory / "config.json").is_file():

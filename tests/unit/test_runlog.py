@@ -10,17 +10,19 @@ import pytest
 
 from uniapl.runlog import METRICS, TIMES, RunLog, metrics_row, read_rows
 
+NOTE = "é\u2028\x85"  # characters that end a line for str.splitlines, and no line of JSON
+
 
 def log_with(path: Path, steps: int) -> RunLog:
     log = RunLog(path, resumed_step=0)
     for step in range(1, steps + 1):
-        log.append({"step": step, "note": "é"})
+        log.append({"step": step, "note": NOTE})
     return log
 
 
 def test_rows_come_back_in_order(tmp_path: Path) -> None:
     log_with(tmp_path / "metrics.jsonl", 3)
-    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": s, "note": "é"} for s in (1, 2, 3)]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": s, "note": NOTE} for s in (1, 2, 3)]
 
 
 def test_opening_a_log_drops_the_rows_after_the_resumed_step(tmp_path: Path) -> None:
@@ -35,8 +37,8 @@ def test_opening_a_log_drops_the_rows_after_the_resumed_step(tmp_path: Path) -> 
 def test_a_line_cut_by_a_kill_is_dropped_and_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log_with(path, 2)
-    with open(path, "a") as file:
-        file.write('{"step": 3, "no')
+    with open(path, "ab") as file:
+        file.write('{"step": 3, "note": "é'.encode()[:-1])  # within a character
     assert [row["step"] for row in read_rows(path)] == [1, 2]
     RunLog(path, resumed_step=2).append({"step": 3})
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]

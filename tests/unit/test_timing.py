@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -60,6 +61,15 @@ def test_parts_of_training_add_up_to_its_jobs(tmp_path: Path):
     assert "| update | 17 | 42.5% |" in lines  # 12 + 5 of 40
     assert f"| {OUTSIDE} | 10 | 25.0% |" in lines  # 6 + 4
     assert lines[-1] == "| all | 40 | 100.0% |"
+
+
+def test_a_released_variant_whose_log_is_gzipped_counts_too(tmp_path: Path):
+    _study(tmp_path)
+    log = tmp_path / "runs/tiny/grpo/main-0a/seed0/metrics.jsonl"
+    whole = training_seconds(tmp_path)
+    log.with_name("metrics.jsonl.gz").write_bytes(gzip.compress(log.read_bytes()))
+    log.unlink()
+    assert training_seconds(tmp_path) == whole
 
 
 def test_the_bench_writes_the_same_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

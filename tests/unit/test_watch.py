@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def test_a_run_is_waiting_running_stopped_or_finished_and_says_what_is_left(tmp_
     assert "4/10" in text
     assert "0:12" in text
     assert "tiny sft" not in text
+
+
+def test_a_released_variant_whose_log_is_gzipped_has_its_steps_and_reward(tmp_path: Path) -> None:
+    run = run_in(tmp_path, "uniapl")
+    (run / "manifest.json").write_text("{}")
+    text = "".join(json.dumps(row) + "\n" for row in rows(10))
+    (run / "metrics.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    study(tmp_path, [run])
+    (seen,) = look_at_all(tmp_path)
+    assert (seen.state, seen.step, seen.steps, seen.seconds_a_step) == (FINISHED, 10, 10, 2.0)
+    assert seen.reward == pytest.approx(0.8)  # of the last five: 0.6 to 1.0
 
 
 def test_watch_says_where_no_study_is(tmp_path: Path) -> None:

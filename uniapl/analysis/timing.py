@@ -10,6 +10,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from uniapl.records import stored
 from uniapl.runlog import TIMES, read_rows
 
 HEADER = ("rule", "jobs", "seconds in all", "longest job, s", "peak memory, MiB")
@@ -61,7 +62,7 @@ def training_seconds(root: Path) -> dict[str, dict[str, float]]:
     found = {}
     for path in sorted((root / "benchmarks" / "runs").glob("**/*.tsv")):
         name = str(path.relative_to(root / "benchmarks" / "runs").with_suffix(""))
-        log = root / "runs" / name / "metrics.jsonl"
+        log = stored(root / "runs" / name / "metrics.jsonl")
         if not log.exists():
             continue
         with path.open(encoding="utf-8") as file:
