@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.unit.conftest import build_study
-from uniapl.analysis.kit import SPLITS, contents, pack, prompt_rows
+from uniapl.analysis.kit import SPLITS, contents, main, pack, prompt_rows
 from uniapl.plan import Artifact
 from uniapl.released import find_released
 
@@ -55,6 +55,7 @@ def test_stages_find_what_was_made_with_the_teacher_in_an_unpacked_kit(tmp_path:
     assert "runs/smollm2_135m/grpo/main-00000000/seed0/config.json" in files
     assert not any(name.endswith(("heldout.jsonl", "metrics.jsonl")) for name in files), "no results, no prompts"
     assert "study.json" not in files, "it would pass for a release"
+    assert "Not made" not in (folder / "README").read_text()
 
 
 def test_a_kit_lacks_nothing(tmp_path: Path) -> None:
@@ -69,6 +70,36 @@ def test_a_kit_lacks_nothing(tmp_path: Path) -> None:
         contents(root, REPOSITORY)
     (root / "demonstrations/smollm2_135m-00000000/demonstrations.jsonl").unlink()
     with pytest.raises(ValueError, match=r"demonstrations\.jsonl is missing; run snakemake again"):
+        contents(root, REPOSITORY)
+
+
+def test_the_kit_of_a_study_in_pieces_holds_what_is_finished_and_says_what_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path / "laptop")
+    made, begun, later = "demonstrations/smollm2_135m-1", "demonstrations/smollm2_135m-2", "discriminator/m-3"
+    for directory, names in ((made, ("manifest.json", "demonstrations.jsonl")), (begun, ("demonstrations.jsonl",))):
+        (root / directory).mkdir()
+        for name in ("config.json", *names):
+            (root / directory / name).write_text("{}\n")
+    index = json.loads((root / "study.json").read_text()) | {"others": [made, begun, later]}
+    (root / "study.json").write_text(json.dumps(index))
+    monkeypatch.setattr("sys.argv", ["kit", str(root), "--output", str(tmp_path / "kit.tar.gz")])
+    main()
+    with tarfile.open(tmp_path / "kit.tar.gz") as archive:
+        archive.extractall(tmp_path / "released", filter="data")
+    folder = tmp_path / "released" / "laptop"
+    assert (folder / made / "demonstrations.jsonl").is_file()
+    assert not (folder / begun).exists()
+    packed = json.loads((folder / "index.json").read_text())
+    assert (packed["others"], packed["not_made"]) == ([made], [begun, later])
+    assert (folder / "README").read_text().endswith(f"so that your study makes them:\n{begun}\n{later}\n")
+    assert [line for line in capsys.readouterr().out.splitlines() if "not made" in line] == [
+        f"not made yet: {begun}", f"not made yet: {later}",
+    ]  # fmt: skip
+    for directory in (made, *index["demonstrations"].values()):
+        (root / directory / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="holds no finished demonstrations"):
         contents(root, REPOSITORY)
 
 

@@ -6,7 +6,8 @@ Unpacked into results/released, `--config source=released+local` takes its demon
 making them; prompts are made again from the config, and their ids and hashes are there to be held against. Inside:
 AutoIF's prompts with their functions, demonstrations, drafts, heads of discriminators, configs of all directories, the
 study's index (index.json, so that it is no release), prompt ids by split, and the locks of the environment. The same
-study gives the same bytes. A released study will do: the prompts that it lacks are made again.
+study gives the same bytes. A released study will do: the prompts that it lacks are made again. Of a study that is not
+finished the kit has what is; its README and its index (`not_made`) say what is not.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ runs in the suite's sandbox alone. Other prompts are made again from the config.
 of the text of every prompt of the original study, to be held against.
 locks/ has the versions of every package. No weights and no results are inside.
 """
+NOT_MADE = """
+Not made yet when this was packed, so that your study makes them:
+{directories}
+"""
 
 
 def prompt_rows(data: Path, autoif: Path | None) -> list[str]:
@@ -64,7 +69,10 @@ def prompt_rows(data: Path, autoif: Path | None) -> list[str]:
 
 
 def contents(root: Path, repository: Path) -> dict[str, bytes]:
-    """Every file of the kit by its name in it."""
+    """Every file of the kit by its name in it.
+
+    Raise ValueError where no demonstrations were made, or something of a finished directory is missing.
+    """
     if not (root / "study.json").is_file():
         raise ValueError(f"{root}/study.json is missing; run snakemake, which writes it")
     index: dict[str, Any] = json.loads((root / "study.json").read_text(encoding="utf-8"))
@@ -72,8 +80,12 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
     if data.get("autoif") and "autoif" not in index:
         raise ValueError(f"{root}/study.json does not say where AutoIF's prompts are; run snakemake, which writes it")
     others = index.get("others", [])
-    judges = {*index["discriminators"].values(), *(d for d in others if own_name(d).startswith("discriminator/"))}
-    demonstrations = {*index["demonstrations"].values(), *others} - judges
+    learned_from = {*index["demonstrations"].values(), *index["discriminators"].values(), *others}
+    finished = {directory for directory in learned_from if (root / directory / "manifest.json").is_file()}
+    judges = {directory for directory in finished if own_name(directory).startswith("discriminator/")}
+    demonstrations = finished - judges
+    if not demonstrations:
+        raise ValueError(f"{root} holds no finished demonstrations; run snakemake, which makes them")
     made: dict[str, tuple[str, ...]] = dict.fromkeys(demonstrations, (*SHARED, *READ["demonstrations"], "kinds.csv"))
     made |= {directory: (*SHARED, *READ["discriminator"], *READ_OF_POLAR) for directory in judges}
     made[index["data"]] = SHARED
@@ -92,12 +104,15 @@ def contents(root: Path, repository: Path) -> dict[str, bytes]:
     for directory, name in wanted.items():
         if f"{own_name(directory)}/{name}" not in found:
             raise ValueError(f"{root / directory}/{name} is missing; run snakemake again")
-    own_index = json.dumps(with_own_names(index), indent=2, sort_keys=True, ensure_ascii=False)
+    not_made = sorted(own_name(directory) for directory in learned_from - finished)
+    kept = index | {"not_made": not_made} | ({"others": [d for d in others if d in finished]} if others else {})
+    own_index = json.dumps(with_own_names(kept), indent=2, sort_keys=True, ensure_ascii=False)
     found["index.json"] = f"{own_index}\n".encode()
     autoif = root / index["autoif"] if "autoif" in index else None
     found["prompts.csv"] = ("\n".join(prompt_rows(root / index["data"], autoif)) + "\n").encode()
     found |= {f"locks/{Path(name).name}": (repository / name).read_bytes() for name in LOCKS}
-    found["README"] = README.format(scale=index["scale"]).encode()
+    lacking = NOT_MADE.format(directories="\n".join(not_made)) if not_made else ""
+    found["README"] = (README.format(scale=index["scale"]) + lacking).encode()
     return {f"{index['scale']}/{name}": content for name, content in found.items()}
 
 
@@ -125,7 +140,9 @@ def main() -> None:
     def action() -> None:
         files = contents(options.root, Path(__file__).resolve().parents[2])
         options.output.write_bytes(pack(files))
-        print(f"{options.output}: {len(files)} files, {options.output.stat().st_size / 1e6:.1f} MB")
+        index = next(content for name, content in files.items() if name.endswith("/index.json"))
+        lacking = "".join(f"\nnot made yet: {directory}" for directory in json.loads(index)["not_made"])
+        print(f"{options.output}: {len(files)} files, {options.output.stat().st_size / 1e6:.1f} MB{lacking}")
 
     run_guarded(action)
 
