@@ -103,6 +103,10 @@ class Plan:
         ]
         return [*shared, *self.runs, *self.evaluations]
 
+    def makes(self, artifact: Artifact) -> bool:
+        """Whether a directory is this study's to fill, and not one of released results."""
+        return artifact.directory.is_relative_to(self.root)
+
     def run_by_directory(self, directory: str | Path) -> Run:
         """The run that lives in a directory."""
         return next(run for run in self.runs if run.directory == Path(directory))

@@ -108,7 +108,7 @@ def with_released(plan: Plan, folder: Path) -> Plan:
 
 def describe(plan: Plan) -> str:
     """One line: how many runs are taken, and which are made here."""
-    taken = [run for run in plan.runs if run.manifest.is_file() and not run.directory.is_relative_to(plan.root)]
+    taken = [run for run in plan.runs if run.manifest.is_file() and not plan.makes(run)]
     made = [run for run in plan.runs if run not in taken]
     return f"{len(taken)} of {len(plan.runs)} runs are taken from released results, {_names(made)} made here"
 

@@ -169,34 +169,45 @@ def make_plans(settings: Settings, scale: str, target: str) -> dict[str, Plan]:
 
     Directories are named by content, so what two plans share is made once.
     """
-    plans = {}
-    folder = settings.results / "released" / scale
+    return {
+        planned: plan_study(study_of(scale, planned, settings.overrides), settings)
+        for planned in dict.fromkeys((*TARGETS, target))
+    }
+
+
+def plan_study(study: Study, settings: Settings, *, elsewhere: tuple[str, str] | None = None) -> Plan:
+    """A study's plan, with what `source=released+local` takes from released results.
+
+    `elsewhere`: what samples on another machine than this one, and the type of matrix products there, where the config
+    says `auto` and nothing was released.
+    """
+    folder = settings.results / "released" / study.scale
     taken = settings.source == "released+local"
-    released = find_engine(folder) if taken else None
-    for planned in dict.fromkeys((*TARGETS, target)):
-        study = study_of(scale, planned, settings.overrides)
-        kind, compute = _engine_of(study, released)
-        plan = make_plan(study, settings.results, sampler=kind, compute=compute)
-        plans[planned] = with_released(plan, folder) if taken else plan
-    return plans
+    kind, compute = _engine_of(study, find_engine(folder) if taken else None, elsewhere)
+    plan = make_plan(study, settings.results, sampler=kind, compute=compute)
+    return with_released(plan, folder) if taken else plan
 
 
-def _engine_of(study: Study, released: tuple[str, str] | None) -> tuple[str, str]:
-    """What samples, and the type of matrix products: where the config says `auto`, as released, else what fits here.
+def _engine_of(study: Study, released: tuple[str, str] | None, elsewhere: tuple[str, str] | None) -> tuple[str, str]:
+    """What samples, and the type of matrix products: where the config says `auto`, as released, else what fits.
 
     A release's sampler need not be here where nothing is made: see `check_sampler`.
     """
-    kind, compute = released or ("auto", "auto")
-    try:
-        kind = kind if released and study.sampler.kind == "auto" else resolve_kind(study.sampler, study.machine)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    left = released or elsewhere
+    kind, compute = left or ("auto", "auto")
+    if study.sampler.kind != "auto" and elsewhere:
+        kind = study.sampler.kind
+    elif study.sampler.kind != "auto" or not left:
+        try:
+            kind = resolve_kind(study.sampler, study.machine)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     return kind, resolve_compute(compute if study.compute == "auto" else study.compute)
 
 
 def check_sampler(plan: Plan) -> None:
     """Raise ConfigError where more is to be made as released runs were, and what sampled those is not here."""
-    made = [a for a in plan.artifacts() if a.directory.is_relative_to(plan.root) and not a.manifest.is_file()]
+    made = [a for a in plan.artifacts() if plan.makes(a) and not a.manifest.is_file()]
     for kind in _sampled_with(made):
         try:
             resolve_kind(plan.study.sampler.model_copy(update={"kind": kind}), plan.study.machine)
@@ -268,7 +279,7 @@ def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
     """Say which scale runs, why, what it costs, which engine samples and what does not fit here; one line each."""
     reason = f" ({note})" if note else ""
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
-    if any(not run.directory.is_relative_to(plan.root) for run in plan.runs):
+    if not all(map(plan.makes, plan.runs)):
         print(describe(plan), file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and _sampled_with(plan.runs) == {"hf"} and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)

@@ -47,6 +47,7 @@ from uniapl.estimate.work import (
 from uniapl.layers import CONFIG, load_study, read_overrides
 from uniapl.shapes import Shape
 from uniapl.teachers import drafts
+from uniapl.workflow import make_plans, read_settings
 
 # A layer has 8 (2 x 8 + 2 x 4 + 3 x 16) = 576 weights, so both 1,152; the head 32 x 8 = 256. Queries 2 layers x 8 = 16
 # wide, keys and values 2 x 2 x 4 = 16.
@@ -244,6 +245,39 @@ def test_totals_are_sums_and_jobs_those_of_the_plan():
     assert grpo.wall_seconds == pytest.approx(grpo.job_seconds)  # a run has all GPUs, so one comes after the other
 
 
+def run_jobs(estimated: Estimate) -> int:
+    return sum(line.jobs for line in estimated.lines if line.rule == "runs")
+
+
+def test_other_targets_have_the_jobs_that_their_dry_runs_plan():
+    # The numbers are those of tests/workflow/test_dry_runs.py.
+    whole = {target: found("laptop", target=target) for target in ("all", "matrix", "ablations", "ablation_compute")}
+    assert {target: run_jobs(one) for target, one in whole.items()} == {
+        "all": 5, "matrix": 47, "ablations": 154, "ablation_compute": 3 * 4,  # variant, GRPO, its second stage, UniAPL
+    }  # fmt: skip
+    hours = {target: one.total("job_seconds") for target, one in whole.items()}
+    assert hours["all"] < hours["ablation_compute"] < hours["matrix"] < hours["ablations"]
+    with pytest.raises(ConfigError, match=r"target 'ablation_nothing': unknown; known: all, matrix, ablations, "):
+        found("laptop", target="ablation_nothing")
+
+
+def test_what_is_released_is_not_counted_where_the_workflow_takes_it():
+    words = ("source=released+local", f"results={RELEASED.parent.parent}")
+    left = found("laptop", *words, target="matrix")
+    assert {line.rule for line in left.lines} == {"tables", "figures", "report"}
+    assert (left.disk.base_models, left.disk.runs, left.disk.checkpoints, left.asked) == (0, 0, 0, ())
+    settings = read_settings(read_overrides([*words, "scale=laptop"]))
+    planned = make_plans(settings, "laptop", "ablations")["ablations"]
+    made = [run for run in planned.runs if run.directory.is_relative_to(planned.root)]
+    left, whole = found("laptop", *words, target="ablations"), found("laptop", target="ablations")
+    assert 0 < run_jobs(left) == len(made) < run_jobs(whole)
+    assert left.disk.runs == 4 * 134_515_008 * len(made)
+    assert left.total("job_seconds") < whole.total("job_seconds")
+    others = [artifact for artifact in planned.others if artifact.directory.is_relative_to(planned.root)]
+    jobs = sum(line.jobs for line in left.lines if "variants" in line.what)
+    assert jobs == len(others) < len(planned.others), "a teacher and discriminators of variants are released"
+
+
 def test_more_gpus_are_faster_and_more_steps_slower():
     walls = [found("paper", gpus=gpus).total("wall_seconds") for gpus in (1, 2, 4, 8, 16)]
     assert walls == sorted(walls, reverse=True)
@@ -402,6 +436,7 @@ def command(*words: str) -> Any:
         (["--model", "qwen3_4b", "--config", "ranks=2"], "--config ranks: another option says it"),
         (["--scale", "paper", "--config", "scale=laptop"], "--config scale: another option says it"),
         (["--scale", "laptop", "--answer-share", "0.5"], "--answer-share is of GPUs"),
+        (["--scale", "laptop", "--config", "source=released"], "source = 'released': nothing is made then"),
         (["--scale", "paper", "--tokens-per-second-train", "5"], "of one model, the study has qwen3_0_6b, qwen3_4b"),
         (["--scale", "paper", "--bench", "nothing.json"], "--bench nothing.json: No such file"),
         (["--scale", "paper", "--gpu", "4090"], "qwen3_0_6b needs"),

@@ -44,20 +44,21 @@ def parameters_of(model: ModelSpec) -> int:
 
 
 def disk_of(plan: Plan, *, runs_at_once: int, text_tokens: float = 0) -> Disk:
-    """The parts of a plan. `text_tokens` are those of all demonstrations and answers that are kept."""
-    study = plan.study
+    """The parts of what a plan makes. `text_tokens` are those of all demonstrations and answers that are kept."""
+    study, runs = plan.study, list(filter(plan.makes, plan.runs))
     sizes = {model.name: parameters_of(model) for model in study.models}
-    stored = {m.name: STORED_BYTES_PER_PARAMETER if m.source == "hub" else 4 for m in study.models}
-    hub = sum(STORED_BYTES_PER_PARAMETER * sizes[m.name] for m in study.models if m.source == "hub")
+    models = [model for model in study.models if plan.makes(plan.models[model.name])]
+    stored = {m.name: STORED_BYTES_PER_PARAMETER if m.source == "hub" else 4 for m in models}
+    hub = sum(STORED_BYTES_PER_PARAMETER * sizes[m.name] for m in models if m.source == "hub")
     if study.discriminator.kind == "polar" and study.discriminator.source == "hub":
         polar = find_polar_shape(study.discriminator)
         hub += STORED_BYTES_PER_PARAMETER * polar.parameters if polar else 0
     if isinstance(study.teacher, VLLMSpec) and study.teacher.model.source == "hub":
         hub += STORED_BYTES_PER_PARAMETER * parameters_of(study.teacher.model)
-    kept = (1 + study.machine.checkpoints_kept) * min(runs_at_once, len(plan.runs))
+    kept = (1 + study.machine.checkpoints_kept) * min(runs_at_once, len(runs))
     return Disk(
-        base_models=sum(stored[name] * size for name, size in sizes.items()),
-        runs=sum(RUN_BYTES_PER_PARAMETER * sizes[run.model] for run in plan.runs),
+        base_models=sum(size * sizes[name] for name, size in stored.items()),
+        runs=sum(RUN_BYTES_PER_PARAMETER * sizes[run.model] for run in runs),
         checkpoints=kept * CHECKPOINT_BYTES_PER_PARAMETER * max(sizes.values()),
         texts=int(TEXT_BYTES_PER_TOKEN * text_tokens),
         hub=hub,

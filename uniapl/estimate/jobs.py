@@ -12,7 +12,6 @@ from uniapl.estimate.speed import Engine, Speed
 from uniapl.estimate.teacher import Asked, asked_of, num_orders
 from uniapl.estimate.work import (
     MIXTURES,
-    EvaluationWork,
     Judge,
     Lengths,
     Network,
@@ -100,32 +99,49 @@ def teacher_network(teacher: VLLMSpec) -> Network:
 
 
 def jobs_of(plan: Plan, speed: Speed, place: Place) -> list[Job]:
-    """All jobs but `all`. Raise ConfigError where a shape is not known, or a job needs more GPUs than there are."""
+    """All jobs but `all`; none for what is taken from released results.
+
+    Raise ConfigError where a shape is not known, or a job needs more GPUs than there are.
+    """
     networks = {model.name: networks_of(plan.study, model) for model in plan.study.models}
 
     def on_the_host(rule: str, what: str = "") -> Job:  # too little to say anything of, where GPUs are counted
         return Job(rule, what, None if place.gpus else speed.start_seconds(rule))
 
-    asked = {one.rule: one for one in asked_of(plan.study, speed.lengths)}
+    asked = {one.rule: one for one in asked_by(plan, speed.lengths)}
+    own = {
+        **{("demonstrations", name): artifact for name, artifact in plan.demonstrations.items()},
+        **{("discriminator", name): artifact for name, artifact in plan.discriminators.items()},
+    }
     learned_from = [
         *_demonstrations(plan, speed, place, networks, asked.get("demonstrations")),
         *_discriminators(plan, speed, place, networks),
     ]
     variants = [  # taken to cost as much as the study's own
         replace(job, what=f"{job.what} of variants", requests=0.0)
-        for other in plan.others
+        for other in filter(plan.makes, plan.others)
         for job in learned_from
         if (job.rule, job.what) == (other.directory.parent.name, other.config["model"]["name"])
     ]
+    made = [job for job in learned_from if plan.makes(own[job.rule, job.what])]
     return [
         *_autoif(plan, speed, place, asked.get("autoif")),
-        on_the_host("data"),
-        *(on_the_host("models", name) for name in plan.models),
-        *sorted([*learned_from, *variants], key=lambda job: job.rule),
-        *(_run(plan, run, speed, place, networks[run.model]) for run in plan.runs),
+        *([on_the_host("data")] if plan.makes(plan.data) else []),
+        *(on_the_host("models", name) for name, artifact in plan.models.items() if plan.makes(artifact)),
+        *sorted([*made, *variants], key=lambda job: job.rule),
+        *(_run(plan, run, speed, place, networks[run.model]) for run in plan.runs if plan.makes(run)),
         *_evaluations(plan, speed, place, networks),
         *(on_the_host(rule) for rule in ("tables", "figures", "report")),
     ]
+
+
+def asked_by(plan: Plan, lengths: Lengths) -> tuple[Asked, ...]:
+    """What a plan's jobs ask of a chat teacher; nothing for what is taken from released results."""
+    makes = {
+        "autoif": plan.autoif is not None and plan.makes(plan.autoif),
+        "demonstrations": any(map(plan.makes, plan.demonstrations.values())),
+    }
+    return tuple(one for one in asked_of(plan.study, lengths) if makes[one.rule])
 
 
 def _engine(plan: Plan, model: ModelSpec, place: Place, *, ranks: int) -> Engine:
@@ -155,8 +171,8 @@ def _teacher_gpus(study: Study, place: Place) -> int:
 
 
 def _autoif(plan: Plan, speed: Speed, place: Place, asked: Asked | None) -> Iterator[Job]:
-    """AutoIF's prompts, where the study has them; an endpoint's time is not known."""
-    if plan.autoif is None:
+    """AutoIF's prompts, where the study makes them; an endpoint's time is not known."""
+    if plan.autoif is None or not plan.makes(plan.autoif):
         return
     teacher, seconds = plan.study.teacher, None
     if asked is not None and isinstance(teacher, VLLMSpec):
@@ -171,20 +187,21 @@ def _autoif(plan: Plan, speed: Speed, place: Place, asked: Asked | None) -> Iter
 def _demonstrations(
     plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks], asked: Asked | None
 ) -> Iterator[Job]:
-    """The teacher's answers, in the first student's job, and each base model's drafts."""
+    """The teacher's answers, in the first student's job that is made, and each base model's drafts."""
     study, teacher, lengths = plan.study, plan.study.teacher, speed.lengths
     cap, data, rule = study.data.max_new_tokens, study.data, "demonstrations"
     if isinstance(teacher, EditorSpec):
         orders, each = num_orders(study), teacher.num_samples
     else:
         orders, each = data.num_discriminator + data.num_discriminator_test, drafts_of_prompt(teacher)
-    for number, model in enumerate(study.models):
+    first = next((name for name, artifact in plan.demonstrations.items() if plan.makes(artifact)), None)
+    for model in study.models:
         at_once = min(DRAFTS_PER_CALL, each * orders)
         drafts = Sampling(
             networks[model.name].own, at_once / each, at_once, lengths.prompt_tokens, lengths.answer_share * cap, cap,
             times=each * orders / at_once,
         )  # fmt: skip
-        asks = asked if number == 0 else None  # the next student finds the answers
+        asks = asked if model.name == first else None  # the next student finds the answers
         seconds, generated = speed.start_seconds(rule), 0.0
         if teacher.drafts == "model":
             engine = _engine(plan, model, place, ranks=1)
@@ -257,38 +274,29 @@ def _run(plan: Plan, run: Run, speed: Speed, place: Place, networks: Networks) -
     )  # fmt: skip
 
 
-def evaluations_of(plan: Plan, networks: dict[str, Networks], lengths: Lengths) -> list[tuple[str, EvaluationWork]]:
-    """Each evaluation's model and work, in the plan's order."""
-    study = plan.study
-    return [
-        (
-            one.model,
-            evaluation_work(
-                networks[one.model].own,
-                study.evaluation.of(one.variant),
-                study.data,
-                is_base=one.run is None,
-                lengths=lengths,
-            ),
-        )
-        for one in plan.evaluations
-    ]
-
-
 def _evaluations(plan: Plan, speed: Speed, place: Place, networks: dict[str, Networks]) -> Iterator[Job]:
     """One job for each share of the models, on one GPU; one start of the engine for each base model in it."""
-    rule, number = "evaluate", evaluation_shares(plan, at_once=jobs_at_once(plan.study.scale))
-    works = evaluations_of(plan, networks, speed.lengths)
-    engines = {model.name: _engine(plan, model, place, ranks=1) for model in plan.study.models}
+    rule, number, study = "evaluate", evaluation_shares(plan, at_once=jobs_at_once(plan.study.scale)), plan.study
+    engines = {model.name: _engine(plan, model, place, ranks=1) for model in study.models}
+    models = sum(map(plan.makes, plan.evaluations))
     for index in range(number):
-        share = in_share(works, f"{index + 1}of{number}")
-        seconds = speed.start_seconds(rule) * max(1, len({model for model, _ in share}))
+        share = [
+            (one.model, evaluation_work(
+                networks[one.model].own, study.evaluation.of(one.variant), study.data, is_base=one.run is None,
+                lengths=speed.lengths,
+            ))
+            for one in in_share(plan.evaluations, f"{index + 1}of{number}")
+            if plan.makes(one)
+        ]  # fmt: skip
+        if not share:
+            continue
+        seconds = speed.start_seconds(rule) * len({model for model, _ in share})
         for model, work in share:
             seconds += speed.scoring_seconds(rule, work.scoring_flops, gpus=place.one)
             for sampling in work.samplings:
                 seconds += speed.sampling_seconds(rule, model, sampling, engines[model])
         generated = sum(sampling.tokens for _, work in share for sampling in work.samplings)
-        yield Job(rule, f"{len(works)} models", seconds, place.one, generated, text_tokens=generated)
+        yield Job(rule, f"{models} models", seconds, place.one, generated, text_tokens=generated)
 
 
 def wall_seconds(jobs: list[Job], place: Place, *, scale: str) -> float:

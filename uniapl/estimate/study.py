@@ -20,7 +20,7 @@ from rich.table import Table
 from uniapl.config import ConfigError, EditorSpec, EndpointSpec, VLLMSpec
 from uniapl.estimate.disk import SPARE_BYTES, Disk, disk_of
 from uniapl.estimate.gpus import find_gpu
-from uniapl.estimate.jobs import Job, Place, jobs_of, wall_seconds
+from uniapl.estimate.jobs import Job, Place, asked_by, jobs_of, wall_seconds
 from uniapl.estimate.released import read_released_speed
 from uniapl.estimate.speed import ASSUMED_LENGTHS, GPUSpeed, Speed, Throughput, read_bench
 from uniapl.estimate.table import print_table, refuse, rows_of, show_model
@@ -29,14 +29,13 @@ from uniapl.estimate.teacher import (
     NEW_INSTRUCTIONS,
     TEACHER_PASSES,
     Asked,
-    asked_of,
     totals,
 )
 from uniapl.estimate.work import TASKS
 from uniapl.layers import CONFIG, merge, read_overrides
-from uniapl.plan import Plan, make_plan
-from uniapl.sampler import resolve_compute, resolve_kind
-from uniapl.workflow import SCALES, jobs_at_once, read_settings, study_of
+from uniapl.plan import Plan
+from uniapl.released import describe
+from uniapl.workflow import SCALES, jobs_at_once, plan_study, read_settings, study_of
 
 RELEASED = CONFIG.parent / "results" / "released" / "laptop"  # whose throughput counts on a CPU
 OWN_TASKS = ("development", "heldout", "ifbench")
@@ -104,6 +103,8 @@ def plan_of(scale: str, options: Options, overrides: Mapping[str, Any]) -> tuple
     if scale not in SCALES:
         raise ConfigError(f"--scale = {scale!r}: unknown; known: {', '.join(SCALES)}")
     settings = read_settings({**overrides, "scale": scale})
+    if settings.source == "released":
+        raise ConfigError("--config: source = 'released': nothing is made then; give released+local, or leave it out")
     ranks = {} if options.gpus is None else {"machine": {"ranks": options.gpus}}
     study = study_of(scale, options.target, merge(ranks, settings.overrides))
     gpus = options.gpus or (study.machine.ranks if study.machine.gpus_per_rank else 0)
@@ -114,17 +115,15 @@ def plan_of(scale: str, options: Options, overrides: Mapping[str, Any]) -> tuple
         }  # fmt: skip
         for name in (name for name, value in given.items() if value is not None):
             raise ConfigError(f"{name} is of GPUs: give --gpus, or leave it out; scale {scale} runs on a CPU")
-        kind = resolve_kind(study.sampler, study.machine)
-        return make_plan(study, settings.results, sampler=kind, compute=resolve_compute(study.compute)), Place(0, None)
+        return plan_study(study, settings), Place(0, None)
     if study.machine.ranks > gpus:
         raise ConfigError(
             f"machine.ranks = {study.machine.ranks} is more than --gpus {gpus}; lower it, or raise --gpus"
         )
-    if study.compute == "float32":
-        raise ConfigError("compute = float32: the rates of GPUs are those of bfloat16; set compute to bfloat16 or auto")
+    plan = plan_study(study, settings, elsewhere=("vllm", "bfloat16"))
+    if any(artifact.config.get("compute") == "float32" for artifact in plan.artifacts()):
+        raise ConfigError("compute = float32: the rates of GPUs are those of bfloat16; set compute to bfloat16")
     memory = options.gpu_memory_gib or find_gpu(options.gpu).memory_gib
-    kind = "vllm" if study.sampler.kind == "auto" else study.sampler.kind
-    plan = make_plan(study, settings.results, sampler=kind, compute="bfloat16")
     return plan, Place(gpus, int(memory * 2**30))
 
 
@@ -167,7 +166,7 @@ def estimate(plan: Plan, place: Place, speed: Speed) -> Estimate:
         lines.append(_line([job for job in jobs if (job.rule, job.what) == (rule, what)], share_of_wall=walls[rule]))
     at_once = place.gpus // plan.study.machine.ranks if place.gpus else jobs_at_once(plan.study.scale)
     disk = disk_of(plan, runs_at_once=at_once, text_tokens=math.fsum(job.text_tokens for job in jobs))
-    return Estimate(plan, place, speed, tuple(lines), asked_of(plan.study, speed.lengths), disk)
+    return Estimate(plan, place, speed, tuple(lines), asked_by(plan, speed.lengths), disk)
 
 
 def _line(jobs: Sequence[Job], *, share_of_wall: float) -> Line:
@@ -211,6 +210,8 @@ def teacher_lines(found: Estimate) -> list[str]:
     if isinstance(teacher, EditorSpec):
         return ["teacher: the editor, which asks nobody"]
     name = teacher.model if isinstance(teacher, EndpointSpec) else teacher.model.location
+    if not found.asked:
+        return [f"teacher: {name} is asked nothing, since what it wrote is released"]
     lines = [
         f"{one.rule} asks {name}: {one.requests:,.0f} requests expected, {one.least:,.0f} to {one.most:,.0f} in any "
         f"case; {count(one.prompt_tokens)} prompt and {count(one.completion_tokens)} completion tokens expected"
@@ -324,7 +325,7 @@ def show(found: Estimate, *, machine: str) -> None:
         cells = _cells(line, gpu_seconds=line.gpu_seconds, on_gpus=on_gpus)
         table.add_row(*(cell for name, cell in zip(COLUMNS, cells, strict=True) if on_gpus or name != "GPUs"))
     console.print(table)
-    lines = []
+    lines = [] if all(map(found.plan.makes, found.plan.runs)) else [describe(found.plan)]
     if on_gpus:
         held = found.place.gpus * found.total("wall_seconds") / 3600
         lines.append(f"{machine} held from the first job to the last: {held:,.0f} GPU hours, idle ones included")
