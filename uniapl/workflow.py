@@ -123,9 +123,17 @@ def choose_scale(settings: Settings) -> tuple[str, str | None]:
 
 
 def chosen_target(words: Sequence[str]) -> str:
-    """The target that a command line names; `all` where it names none, as the jobs that snakemake starts."""
-    ablations = [f"ablation_{name}" for name in available("ablations")]
-    return next((target for target in (*ablations, "ablations", "matrix") if target in words), "all")
+    """The target that a command line names; `all` where it names none, as the jobs that snakemake starts.
+
+    Raise ConfigError where it names several, since a study is planned for one.
+    """
+    targets = [f"ablation_{name}" for name in available("ablations")] + ["ablations", "matrix"]
+    named = [target for target in targets if target in words]
+    if len(named) > 1:
+        raise ConfigError(
+            f"targets {', '.join(named)}: name one of them; ablations is all of them on top of the matrix"
+        )
+    return named[0] if named else "all"
 
 
 def target_values(target: str) -> dict[str, Any]:

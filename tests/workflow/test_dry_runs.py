@@ -55,11 +55,12 @@ def test_a_dry_run_plans_every_method_with_its_parents(shared_project: Path, pat
     assert training_jobs(done) == path.count(".") + 1  # one for each stage of the path
 
 
-@pytest.mark.parametrize(("target", "runs"), [("matrix", 47), ("ablations", 154)])
+@pytest.mark.parametrize(("target", "runs"), [("matrix", 47), ("ablations", 154), ("ablation_compute", 12)])
 def test_the_other_targets_plan_their_runs(shared_project: Path, target: str, runs: int):
     # matrix: 13 paths x 3 seeds, 2 more of grpo, sft.grpo (with its sft), uniapl. ablations, 2 seeds each: 15 variants
     # of one stage, 2 of two (switch); 3 seeds each: 4 of one stage (discriminator, compute), 1 of two (equal_steps),
-    # one order for 2 methods, 3 teachers of 5 stages.
+    # one order for 2 methods, 3 teachers of 5 stages. ablation_compute, 3 seeds: its variant, GRPO, its second stage,
+    # UniAPL.
     done = snakemake_in(shared_project, "-n", target, "--config", "scale=laptop")
     assert done.returncode == 0, done.stderr
     assert training_jobs(done) == runs
