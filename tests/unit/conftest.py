@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 NUM_HELDOUT, NUM_IFBENCH, CAP = 20, 8, 40
+STEPS = 6  # of a stage, where nothing else is said
 # Held-out prompts (of 20) that each method solves: the first n of them; IFBench likewise (of 8).
 SOLVED = {"base": 4, "sft": 6, "grpo": 8, "sft.grpo": 9, "uniapl": 16, "grpo.grpo": 8}
 SOLVED_IFBENCH = {"base": 0, "sft": 1, "grpo": 1, "sft.grpo": 1, "uniapl": 2, "grpo.grpo": 1}
@@ -79,6 +80,7 @@ def build_study(
     seeds: Sequence[int] = (0,),
     models: Sequence[str] = ("smollm2_135m",),
     variants: dict[str, int] | None = None,
+    other_variants: Mapping[tuple[str, str], tuple[int, Sequence[int]]] | None = None,
     auc: float = 0.8,
     solved: dict[str, int] | None = None,
     tasks: Sequence[str] = ("heldout", "ifbench"),
@@ -87,7 +89,11 @@ def build_study(
     compared: Sequence[dict[str, Any]] = (),
     claims: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write a finished study below root and return its index. `variants`: ablations of uniapl, prompts each solves."""
+    """Write a finished study below root and return its index.
+
+    `variants`: ablations of uniapl, and the prompts each solves; `other_variants`: by method and variant the prompts it
+    solves and the steps of its stages.
+    """
     index: dict[str, Any] = {
         "scale": "laptop", "tasks": list(tasks), "max_new_tokens": CAP, "ifbench_max_new_tokens": CAP,
         "claims": {"confidence": 0.95, "kept_margin_points": 2.0, "distance_margin": 0.0, "degrade_points": 2.0,
@@ -116,28 +122,38 @@ def build_study(
             for variant, passed in (variants or {}).items():
                 _train(root, index, model, "uniapl", variant, seed)
                 _evaluate(root, index, model, "uniapl", variant, seed, passed, results)
+            for (method, variant), (passed, steps) in (other_variants or {}).items():
+                path = method.split(".")
+                for length in range(1, len(path) + 1):
+                    _train(root, index, model, ".".join(path[:length]), variant, seed, steps=steps[:length])
+                _evaluate(root, index, model, method, variant, seed, passed, results)
     _json(root / "study.json", index)
     return index
 
 
-def _train(root: Path, index: dict[str, Any], model: str, method: str, variant: str, seed: int) -> None:
+def _train(
+    root: Path, index: dict[str, Any], model: str, method: str, variant: str, seed: int, *,
+    steps: Sequence[int] | None = None,
+) -> None:  # fmt: skip
     path = method.split(".")
+    steps = steps or [STEPS] * len(path)
     directory = f"runs/{model}/{method}/{variant}-00000000/seed{seed}"
-    parent = f"runs/{model}/{'.'.join(path[:-1])}/main-00000000/seed{seed}" if len(path) > 1 else None
+    parent = f"runs/{model}/{'.'.join(path[:-1])}/{variant}-00000000/seed{seed}" if len(path) > 1 else None
     index["runs"].append(
         {"model": model, "path": path, "variant": variant, "seed": seed, "directory": directory, "parent": parent}
     )
-    _jsonl(root / directory / "metrics.jsonl", _metrics(6, path[-1]))
-    _json(root / directory / "config.json", TRAINED | {"path": [_stage(name) for name in path]})
-    costs = {"steps": 6, "tokens_generated": 600, "tokens_trained": 700, "train_seconds": 12.5}
-    costs = {f"cumulative_{key}": value * len(path) for key, value in costs.items()}
+    _jsonl(root / directory / "metrics.jsonl", _metrics(steps[-1], path[-1]))
+    stages = [_stage(name, number) for name, number in zip(path, steps, strict=True)]
+    _json(root / directory / "config.json", TRAINED | {"path": stages})
+    costs = {"steps": STEPS, "tokens_generated": 600, "tokens_trained": 700, "train_seconds": 12.5}  # of one stage
+    costs = {f"cumulative_{key}": type(value)(value * sum(steps) / STEPS) for key, value in costs.items()}
     _json(root / directory / "manifest.json", PROVENANCE | costs)
 
 
-def _stage(name: str) -> dict[str, Any]:
+def _stage(name: str, steps: int) -> dict[str, Any]:
     mu, weight = {"sft": (1.0, 0.0), "grpo": (0.0, 0.0)}.get(name, (0.1, 0.2))
     return {
-        "name": name, "steps": 6, "mu": mu, "lambda_adv": weight, "adversarial_as": "loss", "w_kl": 0.0,
+        "name": name, "steps": steps, "mu": mu, "lambda_adv": weight, "adversarial_as": "loss", "w_kl": 0.0,
         "sft_weighting": "none", "prompts_per_step": 8, "rollouts_per_prompt": 8, "demonstrations_per_step": 8,
         "learning_rate": 1e-5,
     }  # fmt: skip

@@ -66,7 +66,10 @@ def test_curves_are_means_over_seeds_and_skip_steps_without_a_value(tmp_path: Pa
 
 
 def test_figures_8_and_9_are_drawn_where_their_ablations_are(tmp_path: Path, study_builder: Builder) -> None:
-    index = study_builder(tmp_path, seeds=(0, 1), variants={"lambda_adv.5": 2, "lambda_adv.25": 1, "switch.early": 3})
+    switched = {("sft.grpo", "switch.early"): (3, (2, 10))}
+    index = study_builder(
+        tmp_path, seeds=(0, 1), variants={"lambda_adv.5": 2, "lambda_adv.25": 1}, other_variants=switched
+    )
     assert {"figure8_smollm2_135m.svg", "figure9_smollm2_135m.svg"} <= set(figure_files(index))
     figures.main(tmp_path, tmp_path / "figures")
     assert "In brackets the main run's" in (tmp_path / "figures/figure8_smollm2_135m.txt").read_text()
@@ -80,6 +83,22 @@ def test_the_weight_of_the_main_run_stands_in_brackets_among_the_others(tmp_path
     assert [label.get_text() for label in axes.get_xticklabels()] == ["(0.2)", "5", "25"]
     accuracies = drawn.axes[0].lines[0].get_ydata()
     assert [round(float(y)) for y in accuracies] == [80, 10, 5]
+
+
+def test_when_to_switch_is_shown_by_the_first_stages_share_of_the_steps(tmp_path: Path, study_builder: Builder) -> None:
+    switched = {("sft.grpo", "switch.late"): (3, (10, 2)), ("sft.grpo", "switch.early"): (12, (2, 10))}
+    study_builder(tmp_path, seeds=(0, 1), other_variants=switched)
+    drawn, caption = figures.FIGURES[9](read_study(tmp_path), "smollm2_135m")
+    accuracies, lengths = drawn.axes
+    # 2, 6 (the main run's) and 10 of 12 steps; 12, 9 and 3 of 20 prompts
+    assert [label.get_text() for label in accuracies.get_xticklabels()] == ["17%", "50%", "83%"]
+    assert list(accuracies.lines[0].get_ydata()) == pytest.approx([60, 45, 15])
+    assert [list(seeds.get_ydata()) for seeds in accuracies.lines[1:]] == [
+        pytest.approx([y, y]) for y in (60, 45, 15)
+    ]  # a circle for each of two seeds
+    # the expert's 12 tokens (10 to 14), 6 more, and one more where the seed is odd
+    assert list(lengths.lines[0].get_ydata()) == pytest.approx([18.5] * 3)
+    assert "12 steps in all" in caption
 
 
 def test_a_scheduled_weight_has_no_place_among_the_others(tmp_path: Path, study_builder: Builder) -> None:

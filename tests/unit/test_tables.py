@@ -210,6 +210,26 @@ def test_uniapl_meets_grpo_at_equal_steps_and_seconds_and_says_what_is_not_run(
     assert "table11.md" not in table_files(without)
 
 
+def test_uniapl_meets_grpo_at_equal_tokens_and_a_staged_path_at_equal_steps(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    others = {("grpo", "compute.tokens"): (10, (15,)), ("sft.grpo", "equal_steps.half"): (12, (3, 3))}
+    study_builder(tmp_path, seeds=(0, 1, 2), methods=("grpo", "uniapl"), other_variants=others)
+    tables.main(tmp_path, tmp_path / "tables")
+    found = {(row["method"], row["equal"]): row for row in records(tmp_path / "tables", 11)}
+    assert set(found) == {("grpo", "steps"), ("grpo", "tokens trained"), ("sft.grpo", "steps")}
+    tokens, staged = found["grpo", "tokens trained"], found["sft.grpo", "steps"]
+    assert (tokens["variant"], staged["variant"]) == ("compute.tokens", "equal_steps.half")
+    # 16 of 20 prompts are UniAPL's; 15 steps of GRPO train on 700 x 15 / 6 tokens, 3 + 3 steps on as many as 6
+    assert float(tokens["prompt_strict_gain"]) == pytest.approx((16 - 10) / 20)
+    assert (float(tokens["other_steps"]), float(tokens["other_tokens_trained"])) == (15, 1750)
+    assert float(staged["prompt_strict_gain"]) == pytest.approx((16 - 12) / 20)
+    assert (float(staged["other_steps"]), float(staged["other_tokens_trained"])) == (6, 700)
+    text = (tmp_path / "tables/table11.md").read_text()
+    assert "| GRPO | tokens trained | 6 : 15 | 600 : 1,500 | 700 : 1,750 |" in text
+    assert "| SFT → GRPO | steps | 6 : 6 | 600 : 600 | 700 : 700 |" in text
+
+
 def test_tables_stand_where_no_task_has_records_and_where_a_model_lacks_uniapl(
     tmp_path: Path, study_builder: Builder
 ) -> None:
