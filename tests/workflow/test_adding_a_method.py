@@ -1,18 +1,25 @@
-"""docs/adding_a_method.md to the letter: its two methods and its term, trained, evaluated and in the tables."""
+"""docs/adding_a_method.md to the letter: its two methods and its term, trained, evaluated and in the tables.
+
+Its chain of stages and its ablation are resolved and planned, not trained.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.workflow.conftest import REPOSITORY, copy_project, snakemake_in
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+from uniapl import layers
+from uniapl.layers import merge, read_yaml
+from uniapl.plan import Plan
+from uniapl.workflow import chosen_target, plan_study, read_settings, study_of
 
 PAGE = (REPOSITORY / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
 
@@ -24,6 +31,55 @@ def block(opening: str, language: str) -> str:
     return found.group(1)
 
 
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of config/ with the page's method, from which studies are resolved."""
+    shutil.copytree(REPOSITORY / "config", tmp_path / "config")
+    monkeypatch.setattr(layers, "CONFIG", tmp_path / "config")
+    (tmp_path / "config/methods/late_adv.yaml").write_text(block("`config/methods/late_adv.yaml`:", "yaml"))
+    return tmp_path / "config"
+
+
+def planned(scale: str, target: str, results: Path, **values: object) -> Plan:
+    settings = read_settings({"scale": scale, "results": str(results)} | values)
+    return plan_study(study_of(scale, target, settings.overrides), settings)
+
+
+def test_the_pages_chain_has_the_sizes_of_its_scale_and_of_its_path(config: Path, tmp_path: Path) -> None:
+    smoke = merge(read_yaml(config / "smoke.yaml"), yaml.safe_load(block("Stages can be chained", "yaml")))
+    (config / "smoke.yaml").write_text(yaml.safe_dump(smoke))
+    plan = planned("smoke", "all", tmp_path, methods="late_adv,sft.late_adv", models="tiny_qwen3", seeds="0")
+    runs = {".".join(run.path): run for run in plan.runs}
+    assert set(runs) == {"late_adv", "sft", "sft.late_adv"}
+    assert runs["sft.late_adv"].parent == runs["sft"]
+    last = {path: run.config["path"][-1] for path, run in runs.items()}
+    assert {path: (last[path]["steps"], last[path]["learning_rate"]) for path in ("late_adv", "sft.late_adv")} == {
+        "late_adv": (3, 1e-3), "sft.late_adv": (10, 1e-3),
+    }  # fmt: skip
+    assert last["late_adv"]["lambda_adv"]["warmup_steps"] == 15
+
+
+def test_the_pages_ablation_is_planned_by_its_command(config: Path, tmp_path: Path) -> None:
+    (config / "ablations/late.yaml").write_text(block("`config/ablations/late.yaml` names", "yaml"))
+    command = re.search(r"`(snakemake [^`]* ablation_late [^`]*)`", PAGE)
+    assert command
+    assert chosen_target(command.group(1).split()) == "ablation_late"
+    plan = planned("laptop", "ablation_late", tmp_path)
+    variants = ("late.at_once", "late.longer", "late.drafts")
+    assert [(run.variant, run.seed) for run in plan.runs] == [
+        ("main", 0), ("main", 1), *((variant, seed) for seed in (0, 1) for variant in variants)
+    ]  # fmt: skip
+    first = {run.variant: run.config for run in plan.runs if run.seed == 0}
+    stages = {variant: one["path"][-1] for variant, one in first.items()}
+    assert stages["late.at_once"]["lambda_adv"] == 0.3
+    assert stages["late.longer"]["steps"] == 2 * stages["main"]["steps"] == 60
+    drafts = first["late.drafts"]
+    assert (drafts["teacher"]["answers"], drafts["discriminator"]["reads"]) == ("best", "length")
+    assert {artifact.directory.parent.name for artifact in plan.others} == {"demonstrations", "discriminator"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_pages_methods_and_term_are_trained_by_its_one_command(tmp_path: Path) -> None:
     project = copy_project(tmp_path / "project")
     for name in ("late_adv", "positive"):
