@@ -322,7 +322,7 @@ def test_tex_escapes_what_latex_would_read() -> None:
 @pytest.mark.skipif(not RELEASED.exists(), reason="no laptop study has been released")
 def test_every_released_tex_is_ascii_so_that_any_engine_sets_it() -> None:
     files = sorted(RELEASED.glob("tables/*.tex"))
-    assert len(files) > 10
+    assert files
     assert [file.name for file in files if not file.read_text().isascii()] == []
 
 
