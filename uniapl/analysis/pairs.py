@@ -53,7 +53,7 @@ def table13(study: Study) -> Table:
         ]
         heads = (f"{short_label(m, study.index['stages'])}" for m in methods[:-1])
         name = title if len(study.models) > 1 else ""
-        blocks.append(Block(("Method − that of the column, points", *heads), (("", tuple(rows)),), title=name))
+        blocks.append(Block(("Method − column", *heads), (("", tuple(rows)),), title=name))
     notes = (
         interval_note(study),
         f"{of.title} prompts, prompt strict, paired, over the seeds that both have, in percentage points. Bold: Holm's"
