@@ -344,6 +344,8 @@ def test_the_released_studys_page_has_its_rows_and_prompts_and_filters_by_its_re
         kind = prompts[0]["constraints"][0]["kind"]
         page.select_option("#pick-kind", kind)
         assert ids(page) == [p["id"] for p in prompts if kind in [one["kind"] for one in p["constraints"]]]
+        page.set_viewport_size({"width": 390, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "names of runs are long"
 
 
 def first_seeds_verdicts(index: dict[str, Any], method: str) -> dict[str, bool]:
