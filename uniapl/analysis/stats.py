@@ -148,6 +148,7 @@ class MeanError:
         """The smallest true difference that is found with that power.
 
         An error estimated with few degrees of freedom is mostly too small; taken is the one of which it is the median.
+        The degrees of freedom are estimated too: with 2 seeds what is printed is found in three of five studies alone.
         """
         if self.error < 1e-12:
             return 0.0
