@@ -266,6 +266,7 @@ def test_several_seeds_show_the_bootstrap_beside_the_interval(tmp_path: Path, st
     row = found["uniapl", "heldout", "all"]
     assert (row["num_seeds"], row["prompt_strict_minus_base_test"]) == ("3", "two-way t")
     assert float(row["prompt_strict_bootstrap_low"]) < 0.8 < float(row["prompt_strict_bootstrap_high"])
+    assert {r["num_seeds"] for r in records(tmp_path / "tables", 13)} == {"3"}, "the base model goes with every seed"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import matplotlib.pyplot as plt
@@ -35,21 +35,22 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
     sides |= {weight: (UNIAPL, variant) for weight, variant in lambda_variants(study, model).items()}
     sides = dict(sorted(sides.items()))
     of = comparisons.chosen_on(study)
-    shown: dict[str, Callable[[Side], BySeed]] = {
-        f"{of.title}, prompt strict, %": lambda side: _accuracies(study, model, side),
-        "Entropy at the end, nats per token": lambda side: _last(study, model, side, "entropy/mean_nats"),
-        "Distinct bigrams at the end": lambda side: _last(study, model, side, "diversity/distinct_2"),
-        "Mean length, tokens": lambda side: _lengths(study, model, side),
+    accuracies = [_accuracies(study, model, side) for side in sides.values()]
+    shown = {
+        f"{of.title}, prompt strict, %": accuracies,
+        "Entropy at the end, nats per token": [_last(study, model, s, "entropy/mean_nats") for s in sides.values()],
+        "Distinct bigrams at the end": [_last(study, model, s, "diversity/distinct_2") for s in sides.values()],
+        "Mean length, tokens": [_lengths(study, model, side) for side in sides.values()],
     }
     figure, grid = plt.subplots(2, 2, figsize=(WIDTH_INCHES, 3.8), sharex=True, layout="constrained")
     for ax, (title, numbers) in zip(grid.ravel(), shown.items(), strict=True):
-        _by_seed(ax, [numbers(side) for side in sides.values()], colour(UNIAPL, study.methods(model)), title)
+        _by_seed(ax, numbers, colour(UNIAPL, study.methods(model)), title)
         ax.set_xticks(range(len(sides)), [_weight(weight, side) for weight, side in sides.items()])
     for ax in grid[1]:
         ax.set_xlabel("Weight of the adversarial term")
     caption = (
         f"Figure 8. The weight lambda_adv of the adversarial term ({study.models[model]}; places are equally far apart,"
-        f" weights are not): circles, seeds; line, {_joined(study, model, sides.values())}. In brackets the main run's;"
+        f" weights are not): circles, seeds; line, {_joined(accuracies)}. In brackets the main run's;"
         f" 0, where it is there, is CHORD-mu. Accuracy and length: {of.title.lower()} prompts; entropy and distinct"
         " bigrams (a share of all, in the rollouts of a prompt): last step of training. Entropy is over the sequences"
         " in the update: with a weight above 0 all rollouts, with 0 those of groups whose rewards differ."
@@ -71,17 +72,17 @@ def figure9(study: Study, model: str) -> tuple[Figure, str]:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH_INCHES, 2.3), layout="constrained")
     line = colour(STAGED, study.methods(model))
     sides = [(STAGED, variant) for variant in shares.values()]
-    numbers = [_accuracies(study, model, side) for side in sides]
+    accuracies = [_accuracies(study, model, side) for side in sides]
     lengths = [_lengths(study, model, side) for side in sides]
     titles = (f"{of.title}, prompt strict, %", "Mean length, tokens")
-    for ax, found, title in zip(axes, (numbers, lengths), titles, strict=True):
+    for ax, found, title in zip(axes, (accuracies, lengths), titles, strict=True):
         _by_seed(ax, found, line, title)
         ax.set_xticks(range(len(shares)), [f"{100 * share:.0f}%" for share in shares])
         ax.set_xlabel("Share of the steps before the switch")
     steps = rows_of(study.runs, model, STAGED)["steps"]
     caption = (
         f"Figure 9. When SFT -> GRPO switches ({study.models[model]}, {max(steps, default=0)} steps in all): circles,"
-        f" seeds; line, {_joined(study, model, sides)}. {of.title} prompts."
+        f" seeds; line, {_joined(accuracies)}. {of.title} prompts."
     )
     return figure, caption
 
@@ -117,9 +118,9 @@ def _shared(numbers: Sequence[BySeed]) -> set[int]:
     return set.intersection(*(set(found) for found in numbers if found)) if any(numbers) else set()
 
 
-def _joined(study: Study, model: str, sides: Iterable[Side]) -> str:
-    """What the line of a figure joins, in words."""
-    shared = sorted(_shared([_accuracies(study, model, side) for side in sides]))
+def _joined(numbers: Sequence[BySeed]) -> str:
+    """What the line of `_by_seed` joins, in words."""
+    shared = sorted(_shared(numbers))
     return f"mean over the seeds that all have ({', '.join(map(str, shared))})" if shared else "none, no seed is common"
 
 

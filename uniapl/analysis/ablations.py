@@ -72,7 +72,7 @@ def _told(study: Study, variants: Sequence[tuple[str, str, str]]) -> list[Told]:
 
 def _single(study: Study, variant: tuple[str, str, str]) -> bool:
     """Whether a variant shares a single seed with a main run that has several."""
-    seeds = [{e["seed"] for e in study.evaluations(*one)} for one in (variant, variant[:2])]
+    seeds = [study.seeds(*one) for one in (variant, variant[:2])]
     return len(seeds[0] & seeds[1]) == 1 < len(seeds[1])
 
 

@@ -111,13 +111,17 @@ def not_run_note(study: Study) -> tuple[str, ...]:
     return (f"Not run: {', '.join(' '.join(one) for one in left)}.",) if left else ()
 
 
+def several_seeds(study: Study) -> bool:
+    """Whether some method has more than one training seed."""
+    return any(len(study.seeds(model, method)) > 1 for model, method in methods_of(study))
+
+
 def interval_note(study: Study) -> str:
-    several = any(len(study.evaluations(model, method)) > 1 for model, method in methods_of(study))
     over_prompts = "Wilson's for prompts, BCa bootstrap over prompts for the rest"
     how = (
         f"two-way t over seeds x prompts, the crossed bootstrap's beside them in the csv; of what has one seed or none,"
         f" as the base model: {over_prompts}"
-        if several
+        if several_seeds(study)
         else f"one training seed, so that they say nothing of other seeds: {over_prompts}"
     )
     return f"Brackets: {study.claims.confidence:.0%} intervals ({how})."

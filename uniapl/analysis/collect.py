@@ -103,6 +103,10 @@ class Study:
         left = [method for of, method, variant in self.not_run if (of, variant) == (model, MAIN)]
         return method_order([method for method in left if method not in self.methods(model)])
 
+    def seeds(self, model: str, method: str, variant: str = MAIN) -> set[int]:
+        """Training seeds of what was evaluated; the base model's is 0."""
+        return {entry["seed"] for entry in self.evaluations(model, method, variant)}
+
     def label(self, method: str) -> str:
         """A method's name in tables."""
         return method_label(method, self.index["stages"])
@@ -149,14 +153,13 @@ def read_study(root: Path) -> Study:
     for entry in index["runs"]:
         directory, identity = entry["directory"], _identity(entry, ".".join(entry["path"]))
         manifests[directory] = _read_manifest(root, directory)
+        rows = [row for _, row in read_jsonl(_existing(root / directory / "metrics.jsonl"))]
+        probes[directory] = sum(row.get("seconds/probe") or 0.0 for row in rows) + probes.get(entry["parent"], 0.0)
         runs.append(
             identity
             | {"directory": directory, "parent": entry["parent"]}
-            | _costs(root, directory, manifests[directory])
+            | _costs(root, directory, manifests[directory], probed=probes[directory])
         )
-        rows = [row for _, row in read_jsonl(_existing(root / directory / "metrics.jsonl"))]
-        probes[directory] = sum(row.get("seconds/probe") or 0.0 for row in rows) + probes.get(entry["parent"], 0.0)
-        runs[-1]["seconds"] -= probes[directory]
         metrics += [identity | row for row in rows]
     for entry in index["evaluations"]:
         directory, identity = entry["directory"], _identity(entry, entry["method"])
@@ -338,8 +341,8 @@ def _read_manifest(root: Path, directory: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _costs(root: Path, directory: str, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Steps, tokens and seconds, probes among them, of a run with all the stages before it."""
+def _costs(root: Path, directory: str, manifest: dict[str, Any], *, probed: float) -> dict[str, Any]:
+    """Steps, tokens and seconds, less those that were `probed`, of a run with all the stages before it."""
     costs = {}
     for column, key in COSTS.items():
         if f"cumulative_{key}" not in manifest:
@@ -347,7 +350,7 @@ def _costs(root: Path, directory: str, manifest: dict[str, Any]) -> dict[str, An
                 f"{root / directory / 'manifest.json'} has no cumulative_{key}; delete the run and train it again"
             )
         costs[column] = manifest[f"cumulative_{key}"]
-    return costs
+    return costs | {"seconds": costs["seconds"] - probed}
 
 
 def _read_answers(path: Path, manifest: dict[str, Any], task: str, identity: dict[str, Any]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def table11(study: Study) -> Table:
                 continue
             gap, p_holm = gaps[there.index(one)], by_holm[there.index(one)]
             sides = ((UNIAPL, MAIN), (one.method, one.variant))
-            seeds = set.intersection(*({e["seed"] for e in study.evaluations(model, *side)} for side in sides))
+            seeds = set.intersection(*(study.seeds(model, *side) for side in sides))
             ours, theirs = (path_costs(study, model, m, variant=v, seeds=seeds) for m, v in sides)
             won = stats.probability_of_improvement(
                 *(list(comparisons.seed_accuracies(study, model, m, of, variant=v).values()) for m, v in sides),

@@ -6,17 +6,9 @@ import itertools
 from typing import Any
 
 from uniapl.analysis import comparisons, stats
-from uniapl.analysis.cells import (
-    NO_CELL,
-    adjusted,
-    fields,
-    interval_note,
-    make_table,
-    not_run_note,
-    traced,
-)
+from uniapl.analysis.cells import NO_CELL, adjusted, fields, interval_note, make_table, not_run_note, traced
 from uniapl.analysis.collect import Study
-from uniapl.analysis.labels import short_label, with_interval
+from uniapl.analysis.labels import BASE, short_label, with_interval
 from uniapl.analysis.render import BOLD, Block, Table
 
 
@@ -37,8 +29,8 @@ def table13(study: Study) -> Table:
             gap = gaps[method, other]
             shown = with_interval(gap.value, gap.low, gap.high, 1, scale=100, signed=True) or NO_CELL
             cells[method, other] = f"{BOLD}{shown}{BOLD}" if p < 1 - confidence else shown
-            seeds = {e["seed"] for e in study.evaluations(model, method)}
-            shared = seeds & {e["seed"] for e in study.evaluations(model, other)} or seeds  # base goes with every seed
+            seeds = study.seeds(model, method)
+            shared = seeds if other == BASE else seeds & study.seeds(model, other)  # base goes with every seed
             records.append(
                 {"model": model, "method": method, "other": other, "task": of.task, "num_prompts": gap.n}
                 | {"num_seeds": len(shared)}
@@ -51,7 +43,7 @@ def table13(study: Study) -> Table:
             for i, method in enumerate(methods)
             if i
         ]
-        heads = (f"{short_label(m, study.index['stages'])}" for m in methods[:-1])
+        heads = (short_label(m, study.index["stages"]) for m in methods[:-1])
         name = title if len(study.models) > 1 else ""
         blocks.append(Block(("Method − column", *heads), (("", tuple(rows)),), title=name))
     notes = (

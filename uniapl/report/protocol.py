@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from uniapl.analysis import comparisons
+from uniapl.analysis.cells import several_seeds
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.facts import USABLE_AUC
 from uniapl.analysis.labels import BASE, GENERAL, TASKS
@@ -112,7 +113,7 @@ def _seeds(study: Study) -> list[str]:
     methods: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for model, title in study.models.items():
         for method in study.methods(model):
-            seeds = tuple(sorted(e["seed"] for e in study.evaluations(model, method)))
+            seeds = tuple(sorted(study.seeds(model, method)))
             if method != BASE:
                 name = f"{title}: " if len(study.models) > 1 else ""
                 methods.setdefault((name, seeds), []).append(study.label(method))
@@ -129,7 +130,7 @@ def _judged_on(study: Study) -> str:
     chosen, claimed, tasks = comparisons.chosen_on(study), comparisons.claimed_on(study), study.index["tasks"]
     found = []
     if claimed.task in tasks:
-        found.append(f"C1 to C4, Table 11, Figure 5 and the summary above: {claimed.prompts}")
+        found.append(f"C1 to C4, Table 13, Table 11, Figure 5 and the summary above: {claimed.prompts}")
     if "heldout" in tasks:
         found.append("C5, C6 and distances: held-out prompts that the expert answered")
     ablated = [f"Table {n}" for n in (6, 9) if n in table_numbers(study.index)]
@@ -149,15 +150,10 @@ def _accuracies() -> str:
     )
 
 
-def _several(study: Study) -> bool:
-    """Whether some method has more than one training seed."""
-    return any(len(study.evaluations(model, m)) > 1 for model in study.models for m in study.methods(model))
-
-
 def _intervals(study: Study) -> str:
     alone = "Wilson's interval for a share of prompts, and the BCa bootstrap over prompts for the rest"
     level = f"{study.claims.confidence:.0%} intervals."
-    if not _several(study):
+    if not several_seeds(study):
         return f"{level} There is one training seed: {alone}. They say nothing of other seeds."
     return (
         f"{level} Several seeds are crossed with the prompts, both random: two-way t interval with Satterthwaite's"
@@ -172,7 +168,7 @@ def _differences(study: Study) -> str:
         "BCa bootstrap interval over prompts; p of McNemar's exact test for prompts, of a permutation test that"
         " exchanges the two within prompts for constraints"
     )
-    if not _several(study):
+    if not several_seeds(study):
         return f"Paired by prompt: {alone}."
     return (
         "Paired by prompt and by training seed, the base model beside every seed: two-way t interval and test of the"
@@ -188,7 +184,7 @@ def _distances(study: Study) -> str:
         "two-way t interval of the linearised distance, the bootstrap of the distance itself beside it; with one seed"
         f" {alone}"
     )
-    said = how if _several(study) else alone
+    said = how if several_seeds(study) else alone
     return (
         "Wasserstein-1 and Kolmogorov-Smirnov, between a method's answers and the expert's to the same prompts, in"
         f" tokens and in mean log-prob of a token: {said}."
