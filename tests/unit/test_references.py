@@ -67,4 +67,4 @@ def test_a_study_made_before_references_were_there_has_no_table_7(tmp_path: Path
         del index[key]
     (tmp_path / "study.json").write_text(json.dumps(index))
     assert "table7.md" not in table_files(index)
-    assert [table.number for table in tables.all_tables(read_study(tmp_path))] == [1, 2, 3, 4, 5, 10, 11]
+    assert [table.number for table in tables.all_tables(read_study(tmp_path))] == [1, 2, 3, 4, 5, 10, 11, 13]
