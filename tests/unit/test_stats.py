@@ -167,6 +167,15 @@ def test_of_two_seeds_and_prompts_what_is_printed_is_found_in_three_of_five_stud
     assert 0.5 <= found <= 0.7, found
 
 
+def test_two_seeds_do_not_say_what_they_would_find_and_three_do():
+    rng = np.random.default_rng(14)
+    for seeds, known in ((2, False), (3, True)):
+        hits_SP, other_SP = (rng.integers(0, 2, (seeds, PROMPTS)) for _ in range(2))
+        gap = stats.paired_difference(hits_SP, other_SP, np.ones_like(hits_SP), draws=DRAWS, names=("a",))
+        assert math.isfinite(gap.p)
+        assert math.isfinite(gap.smallest_seen(confidence=0.95)) is known
+
+
 def test_of_two_seeds_the_noncentral_t_is_right_where_only_seeds_differ():
     # Prompts and answers add nothing, so there is 1 degree of freedom in every study and the error is known but for it.
     rng = np.random.default_rng(12)

@@ -257,6 +257,7 @@ def test_without_a_test_against_the_best_nothing_is_a_tie(tmp_path: Path, study_
     marks = {r["method"]: r["mark"] for r in records(tmp_path / "tables", 10) if r["group"] == "all"}
     assert marks["uniapl"] == "best"
     assert marks["grpo"] == ""
+    assert "to be tried with more seeds" not in (tmp_path / "tables/table13.md").read_text(), "one seed has no t test"
 
 
 def test_several_seeds_show_the_bootstrap_beside_the_interval(tmp_path: Path, study_builder: Builder) -> None:
@@ -267,6 +268,7 @@ def test_several_seeds_show_the_bootstrap_beside_the_interval(tmp_path: Path, st
     assert (row["num_seeds"], row["prompt_strict_minus_base_test"]) == ("3", "two-way t")
     assert float(row["prompt_strict_bootstrap_low"]) < 0.8 < float(row["prompt_strict_bootstrap_high"])
     assert {r["num_seeds"] for r in records(tmp_path / "tables", 13)} == {"3"}, "the base model goes with every seed"
+    assert "to be tried with more seeds" in (tmp_path / "tables/table13.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from uniapl.analysis import comparisons, stats
 from uniapl.analysis.cells import (
     NO_CELL,
     NOT_RUN,
+    POWER_OF_FEW,
     adjusted,
+    few_seeds_note,
     fields,
     interval_note,
     make_table,
@@ -152,10 +154,12 @@ def table6(study: Study) -> Table:
         "Equal: the whole interval lies within the margin, which stood in the configuration before the runs; worse or"
         " better: it excludes 0 and Holm's p over this table is small enough; undecided: neither. With two or three"
         " seeds an interval is mostly wider than the margin, so that undecided is what to expect unless something is"
-        " far off. Power: before Holm's correction. Between seeds: the standard deviation of trainings with a"
-        " chi-square interval; seeds.one_order trains with one order of the data, the main runs with an order of each"
+        f" far off. Power: before Holm's correction; {POWER_OF_FEW}."
+        " Between seeds: the standard deviation of trainings with a chi-square interval; seeds.one_order"
+        " trains with one order of the data, the main runs with an order of each"
         " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
         " in the update, which without an adversarial term leaves out groups of equal rewards.",
+        *few_seeds_note(study),
     )
     ordered = tuple(rows[key] for key in sorted(rows, key=_place))
     return make_table(6, "Ablations", [Block(columns, (("", ordered),))], records, notes)
@@ -229,5 +233,6 @@ def table9(study: Study) -> Table:
         f"{of.title} prompts, prompt strict, points: a method taught by another expert minus the same method taught by"
         f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
         " leaves out prompts that it has no such answer to, so that runs of one seed share no order of prompts.",
+        *few_seeds_note(study),
     )
     return make_table(9, "What another expert costs", [Block(columns, (("", tuple(rows)),))], records, notes)

@@ -11,6 +11,7 @@ from uniapl.analysis.cells import (
     NO_CELL,
     NOT_RUN,
     adjusted,
+    few_seeds_note,
     fields,
     interval_note,
     make_table,
@@ -142,5 +143,6 @@ def table12(study: Study) -> Table:
         interval_note(study),
         "Prompt strict, paired, over the seeds that both have; Holm over all cells of a model. The main runs' weight of"
         " the term; other weights and other discriminators stand in Table 6.",
+        *few_seeds_note(study),
     )
     return make_table(12, "What the adversarial term adds", [Block(columns, (("", tuple(rows)),))], records, notes)

@@ -6,7 +6,17 @@ import itertools
 from typing import Any
 
 from uniapl.analysis import comparisons, stats
-from uniapl.analysis.cells import NO_CELL, adjusted, fields, interval_note, make_table, not_run_note, traced
+from uniapl.analysis.cells import (
+    NO_CELL,
+    POWER_OF_FEW,
+    adjusted,
+    few_seeds_note,
+    fields,
+    interval_note,
+    make_table,
+    not_run_note,
+    traced,
+)
 from uniapl.analysis.collect import Study
 from uniapl.analysis.labels import BASE, short_label, with_interval
 from uniapl.analysis.render import BOLD, Block, Table
@@ -50,7 +60,8 @@ def table13(study: Study) -> Table:
         interval_note(study),
         f"{of.title} prompts, prompt strict, paired, over the seeds that both have, in percentage points. Bold: Holm's"
         f" p over all pairs of a model is below {1 - confidence:.2f}. p, Holm's p and the smallest true difference that"
-        f" is found {stats.POWER:.0%} of the time (before Holm's correction) stand in the csv.",
+        f" is found {stats.POWER:.0%} of the time (before Holm's correction; {POWER_OF_FEW}) stand in the csv.",
+        *few_seeds_note(study),
         *not_run_note(study),
     )
     return make_table(13, "Every pair of methods", blocks, records, notes)

@@ -23,6 +23,7 @@ from uniapl.analysis.capability import table8
 from uniapl.analysis.cells import (
     NO_CELL,
     NOT_RUN,
+    POWER_OF_FEW,
     adjusted,
     amount,
     fields,
@@ -201,7 +202,8 @@ def table2(study: Study) -> Table:
             " Supported: the whole interval lies above the tolerance and Holm's adjusted p is small enough; not"
             " supported: the whole interval lies below it; inconclusive: neither; not run: not measured in this study."
             f" {POWER:.0%} power: from this true value on a study like this one says supported four times in five,"
-            " Holm's correction at its strictest and the tolerance included. Tolerances are the section `claims` of the"
+            f" Holm's correction at its strictest and the tolerance included; {POWER_OF_FEW}."
+            " Tolerances are the section `claims` of the"
             " configuration; docs/paper_map.md dates them. Beside it: outside of Holm's correction, and no verdict"
             " rests on it. Of what length does not explain: log-probs less a line over the logarithm of the answer's"
             " length, which is fitted to the expert's answers. The crossed bootstrap's intervals stand in the csv."

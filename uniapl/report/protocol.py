@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from uniapl.analysis import comparisons
-from uniapl.analysis.cells import several_seeds
+from uniapl.analysis.cells import POWER_OF_FEW, several_seeds
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.facts import USABLE_AUC
 from uniapl.analysis.labels import BASE, GENERAL, TASKS
@@ -199,7 +199,7 @@ def _families(study: Study) -> str:
 def _power() -> str:
     return (
         f"“{POWER:.0%} power from”: the smallest true difference that a study with these seeds and prompts finds"
-        f" {POWER:.0%} of the time (noncentral t)."
+        f" {POWER:.0%} of the time (noncentral t; {POWER_OF_FEW})."
     )
 
 
