@@ -203,12 +203,13 @@ def _of_evaluation(
     root: Path, entries: Sequence[Mapping[str, Any]], network: Network, data: DataSpec, lengths: Lengths, *,
     scoring: float,
 ) -> Rates:  # fmt: skip
-    """Tokens a second of evaluations, their forwards taken off at the rate of the runs'."""
+    """Tokens a second of the main runs' evaluations, their forwards taken off at the rate of these runs."""
     sampling, whole = [], 0.0
-    for folder in (root / entry["directory"] for entry in entries):
+    for folder, variant in ((root / entry["directory"], entry["variant"]) for entry in entries):
         manifest, spec = _json(folder / "manifest.json"), _known(EvalSpec, _json(folder / "config.json")["evaluation"])
         work = evaluation_work(network, spec, data, is_base=manifest["method"] == "base", lengths=lengths)
-        sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
+        if variant == "main":  # others may come from another machine
+            sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
         whole += manifest["seconds"]
     jobs = _seconds_of_jobs(root, "evaluate")  # one that was interrupted is not among them
     return Rates(max(sum(jobs) - whole, 0.0) / len(jobs), sampling=median(sampling), scoring=scoring)
