@@ -48,8 +48,15 @@ def test_a_cell_measured_anew_is_within_the_error_of_the_simulation():
         assert found[name]["share"] == pytest.approx(kept[name]["share"], abs=4 * error), name
 
 
+def test_the_power_that_is_told_is_there_for_every_kind_of_study():
+    kinds = {(row["seeds"], row["seed_sd"]) for row in RECORD["power"]}
+    assert kinds == {(seeds, sd) for seeds in intervals.SEEDS for sd in intervals.SEED_SDS}
+    assert {row["found"]["of"] for row in RECORD["power"]} == {intervals.STUDIES}
+
+
 def test_the_page_shows_the_record():
     page = (ROOT / "docs/statistics.md").read_text(encoding="utf-8")
     assert intervals.table(RECORD["rows"]) in page
+    assert intervals.power_table(RECORD["power"]) in page
     most = max(one["error"] for row in RECORD["rows"] for one in row.values() if isinstance(one, dict))
     assert f"standard errors are at most {100 * most:.1f}" in page

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bench.intervals import PROMPTS, false_families, gain_of, simulated
+from bench.intervals import PROMPTS, false_families, power_as_told, simulated
 from uniapl.analysis import stats
 from uniapl.analysis.stats import Resampling
 
@@ -136,16 +136,6 @@ def test_holm_keeps_the_family_of_false_findings_at_5_percent():
     assert (families, wrong / families <= 0.05 + 2 * error) == (SIMULATIONS, True)
 
 
-def power_of_printed(rng: np.random.Generator, *, studies: int, seeds: int, seed_sd: float, confidence: float) -> float:
-    """How often the median of what so many studies print as found four times in five is found."""
-    kind = {"seeds": seeds, "seed_sd": seed_sd}
-    designs = [stats.two_way(values_SP) for values_SP in simulated(rng, studies=studies, **kind)]
-    printed = float(np.median([design.smallest_seen(confidence=confidence) for design in designs]))
-    gain = gain_of(printed, seed_sd=seed_sd)
-    tried = simulated(rng, studies=SIMULATIONS, gain=gain, **kind)
-    return float(np.mean([stats.two_way(values_SP).p < 1 - confidence for values_SP in tried]))  # error 0.007
-
-
 @pytest.mark.parametrize(
     ("seeds", "seed_sd", "confidence", "power"),
     [
@@ -158,13 +148,14 @@ def test_the_smallest_difference_seen_is_found_in_four_of_five_studies_of_5_seed
 ):
     # Few seeds give few degrees of freedom, which are estimated too: see docs/statistics.md.
     rng = np.random.default_rng(8)
-    found = power_of_printed(rng, studies=1000, seeds=seeds, seed_sd=seed_sd, confidence=confidence)
-    assert found == pytest.approx(power, abs=0.05)
+    told = power_as_told(rng, seeds=seeds, seed_sd=seed_sd, confidence=confidence, studies=1000, tried=SIMULATIONS)
+    assert told["found"]["share"] == pytest.approx(power, abs=0.05)
 
 
 def test_of_two_seeds_and_prompts_what_is_printed_is_found_in_three_of_five_studies():
-    found = power_of_printed(np.random.default_rng(13), studies=400, seeds=2, seed_sd=2.4, confidence=0.95)
-    assert 0.5 <= found <= 0.7, found
+    rng = np.random.default_rng(13)
+    told = power_as_told(rng, seeds=2, seed_sd=2.4, confidence=0.95, studies=400, tried=SIMULATIONS)
+    assert 0.5 <= told["found"]["share"] <= 0.7, told
 
 
 def test_two_seeds_do_not_say_what_they_would_find_and_three_do():

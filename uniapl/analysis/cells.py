@@ -16,7 +16,7 @@ from uniapl.analysis.stats import Estimate
 
 NO_CELL = "—"
 NOT_RUN = "not run"
-POWER_OF_FEW = "not said of two seeds, rough of three (found in 72 to 78% of simulated studies, docs/statistics.md)"
+POWER_OF_FEW = "not said of two seeds, rough of three (docs/statistics.md)"
 
 
 def percent(estimate: Estimate) -> str:

@@ -50,7 +50,7 @@ class Estimate:
     def smallest_seen(self, *, confidence: float) -> float:
         """The smallest true difference that is found with 80% power by a design like this one; NaN where not known.
 
-        Not known of two seeds: what they print is found in three of five studies (docs/statistics.md).
+        Not known of two seeds: they say too little of their own power (docs/statistics.md).
         """
         return self.design.smallest_seen(confidence=confidence) if self.design else NAN
 
@@ -151,7 +151,7 @@ class MeanError:
         """The smallest true difference that is found with that power.
 
         An error estimated with few degrees of freedom is mostly too small; taken is the one of which it is the median.
-        The degrees of freedom are estimated too: of 3 seeds it is found in 72 to 78% of studies (docs/statistics.md).
+        The degrees of freedom are estimated too: of 2 or 3 seeds it is a rough number (docs/statistics.md).
         """
         if self.error < 1e-12:
             return 0.0
