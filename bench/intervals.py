@@ -144,7 +144,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "bootstrap holds 0", *(f"false finding in {size} tests" for size in FAMILIES), "none called equal",
         f"{MARGIN:g} called equal", f"{MARGIN:g} found", f"{2 * MARGIN:g} found",
     )  # fmt: skip
-    lines = [header, ("---:",) * len(header)]
+    lines = []
     for seeds, seed_sd in dict.fromkeys((row["seeds"], row["seed_sd"]) for row in rows):
         none, margin, twice = (row for row in rows if (row["seeds"], row["seed_sd"]) == (seeds, seed_sd))
         shares = [
@@ -153,24 +153,24 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             twice["found"],
         ]  # fmt: skip
         lines.append((str(seeds), f"{seed_sd:g}", *(f"{100 * one['share']:.1f}" for one in shares)))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _markdown(header, lines)
 
 
 def power_table(rows: Sequence[dict[str, Any]]) -> str:
     """The second table of docs/statistics.md: what is told, and in percent how often it is found."""
     header = (
-        "seeds",
-        "apart by, points",
-        "told by the median study, points",
-        "by the middle 80% of studies",
-        "found, %",
-    )
-    lines = [header, ("---:",) * len(header)]
+        "seeds", "apart by, points", "told by the median study, points", "by the middle 80% of studies", "found, %",
+    )  # fmt: skip
+    lines = []
     for row in rows:
         between = f"{row['low']:.1f} to {row['high']:.1f}"
         found = f"{100 * row['found']['share']:.1f}"
         lines.append((str(row["seeds"]), f"{row['seed_sd']:g}", f"{row['told']:.1f}", between, found))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _markdown(header, lines)
+
+
+def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (header, ("---:",) * len(header), *lines))
 
 
 def main() -> None:

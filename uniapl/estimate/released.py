@@ -206,11 +206,13 @@ def _of_evaluation(
     """Tokens a second of the main runs' evaluations, their forwards taken off at the rate of these runs."""
     sampling, whole = [], 0.0
     for folder, variant in ((root / entry["directory"], entry["variant"]) for entry in entries):
-        manifest, spec = _json(folder / "manifest.json"), _known(EvalSpec, _json(folder / "config.json")["evaluation"])
-        work = evaluation_work(network, spec, data, is_base=manifest["method"] == "base", lengths=lengths)
-        if variant == "main":  # others may come from another machine
-            sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
+        manifest = _json(folder / "manifest.json")
         whole += manifest["seconds"]
+        if variant != "main":  # it may come from another machine
+            continue
+        spec = _known(EvalSpec, _json(folder / "config.json")["evaluation"])
+        work = evaluation_work(network, spec, data, is_base=manifest["method"] == "base", lengths=lengths)
+        sampling.append(manifest["tokens_generated"] / (manifest["seconds"] - work.scoring_flops / scoring))
     jobs = _seconds_of_jobs(root, "evaluate")  # one that was interrupted is not among them
     return Rates(max(sum(jobs) - whole, 0.0) / len(jobs), sampling=median(sampling), scoring=scoring)
 
