@@ -17,7 +17,7 @@ from torch import Tensor
 from uniapl import models, train
 from uniapl.config import MachineSpec, ModelSpec, StageSpec, TrainSpec
 from uniapl.generate import generate_split
-from uniapl.layers import load_study
+from uniapl.layers import load_stage, load_study
 from uniapl.models import weights_directory
 from uniapl.provenance import content_hash, read_manifest
 from uniapl.records import Demonstration, Prompt, write_jsonl
@@ -144,13 +144,20 @@ def parted(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {k: v for k, v in settings.items() if k not in LAYOUT}, layout
 
 
+# Of the tests' stages; the learning rate visibly moves the weights.
+SIZES: dict[str, Any] = {
+    "steps": 5, "learning_rate": 1e-3, "prompts_per_step": 3, "rollouts_per_prompt": 4, "demonstrations_per_step": 4,
+}  # fmt: skip
+
+
 def stage_spec(name: str, **changes: Any) -> StageSpec:
-    """A stage of 5 steps of 3 x 4 rollouts and 4 demonstrations; the learning rate visibly moves the weights."""
-    values: dict[str, Any] = {
-        "name": name, "title": name, "steps": 5, "mu": 0.0, "learning_rate": 1e-3, "prompts_per_step": 3,
-        "rollouts_per_prompt": 4, "demonstrations_per_step": 4,
-    }  # fmt: skip
-    return StageSpec(**(values | changes))
+    """A stage of these sizes, of GRPO where nothing else is said."""
+    return StageSpec(**({"name": name, "title": name, "mu": 0.0} | SIZES | changes))
+
+
+def stage_of_file(name: str, **changes: Any) -> StageSpec:
+    """A stage as its file in config/methods says, but for the sizes and what is changed."""
+    return load_stage(name, [("the tests", {"stages": {name: SIZES | changes}})], "the tests")
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:

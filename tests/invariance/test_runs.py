@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.invariance.small_step import (
+    SIZES,
     HashDiscriminator,
     NanDiscriminator,
     Row,
@@ -23,16 +24,17 @@ from tests.invariance.small_step import (
     assert_not_vacuous,
     run_loop,
     same_bits,
+    stage_of_file,
     stage_spec,
     timeless,
     weights_of,
     without,
 )
 from uniapl import train
-from uniapl.config import FeaturesSpec, MachineSpec, StageSpec
+from uniapl.config import FeaturesSpec, MachineSpec
+from uniapl.data import draw
 from uniapl.discriminator import Discriminator, FrozenStates, Triple, train_head
 from uniapl.entry import SharedError
-from uniapl.layers import load_stage
 from uniapl.records import Demonstration, write_jsonl
 from uniapl.runlog import read_rows
 from uniapl.tracking import PACKAGES
@@ -50,57 +52,61 @@ def trajectory(
     return timeless(rows), weights_of(loop.policy.model)
 
 
-def resolved(name: str) -> StageSpec:
-    """A stage as its file in config/methods says."""
-    return load_stage(name, [], "test")
-
-
 @pytest.fixture(scope="module")
 def grpo(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return trajectory(setting, tmp_path_factory.mktemp("grpo"), stage_spec("grpo"), HashDiscriminator())
+    return trajectory(setting, tmp_path_factory.mktemp("grpo"), stage_of_file("grpo"), HashDiscriminator())
 
 
-def test_uniapl_without_its_coefficients_is_grpo_bit_for_bit(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
-    rows, weights = trajectory(setting, tmp_path, stage_spec("uniapl", mu=0.0, lambda_adv=0.0), HashDiscriminator())
+@pytest.mark.parametrize(
+    ("name", "coefficients"),
+    [("uniapl", {"mu": 0, "lambda_adv": 0}), ("chord_mu", {"mu": 0}), ("a_grpo", {"lambda_adv": 0})],
+)
+def test_a_method_of_config_without_its_coefficients_is_grpo_bit_for_bit(
+    setting: Setting, grpo: Outcome, tmp_path: Path, name: str, coefficients: dict[str, float]
+) -> None:
+    with_all = stage_of_file(name)
+    assert all(getattr(with_all, key) > 0 for key in coefficients)
+    rows, weights = trajectory(setting, tmp_path, stage_of_file(name, **coefficients), HashDiscriminator())
     assert rows == grpo[0]
     assert same_bits(weights, grpo[1])
 
 
 def test_uniapl_without_its_adversarial_term_is_chord_mu_in_config_and_bits(setting: Setting, tmp_path: Path) -> None:
-    ours, chord = (resolved(name).model_dump(exclude={"name", "title"}) for name in ("uniapl", "chord_mu"))
-    assert ours | {"lambda_adv": 0.0} == chord
-    with_term, without_term = stage_spec("uniapl", mu=0.3, lambda_adv=0.0), stage_spec("chord_mu", mu=0.3)
-    found = [
-        trajectory(setting, tmp_path / stage.name, stage, HashDiscriminator(), steps=3)
-        for stage in (with_term, without_term)
-    ]
+    stages = [stage_of_file("uniapl", lambda_adv=0.0), stage_of_file("chord_mu")]
+    ours, chord = (stage.model_dump(exclude={"name", "title"}) for stage in stages)
+    assert ours == chord
+    found = [trajectory(setting, tmp_path / stage.name, stage, HashDiscriminator(), steps=3) for stage in stages]
     assert found[0][0] == found[1][0]
     assert found[0][0][0]["loss/sft"] > 0
     assert found[0][0][0]["loss/grpo"] is not None
     assert same_bits(found[0][1], found[1][1])
 
 
-def test_chord_mu_is_grpo_at_mu_0_and_sft_at_mu_1(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
-    rows, weights = trajectory(setting, tmp_path / "0", stage_spec("chord_mu", mu=0.0), HashDiscriminator())
-    assert rows == grpo[0]
-    assert same_bits(weights, grpo[1])
-    loops = [
-        setting.loop(tmp_path / name, stage_spec(name, mu=1.0), HashDiscriminator()) for name in ("chord_mu", "sft")
-    ]
+def test_chord_mu_at_mu_1_is_sft_on_the_same_demonstrations_and_draws_no_rollouts(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+
+    def noted(items: Any, *, source: str, **named: Any) -> Any:
+        drawn = draw(items, source=source, **named)
+        assert source == "demonstrations"
+        shown.append([demonstration.prompt_id for demonstration in drawn])
+        return drawn
+
+    monkeypatch.setattr(train, "draw", noted)
+    stages = [stage_of_file("chord_mu", mu=1.0), stage_of_file("sft")]
+    assert not any(stage.draws_rollouts for stage in stages), "so that a run makes no sampler"
+    loops = [setting.loop(tmp_path / stage.name, stage, HashDiscriminator()) for stage in stages]
+    for loop in loops:
+        loop.sampler = None
     ends = [timeless([loop.step(step)[0] for step in range(3)]) for loop in loops]
-    assert [row["tokens/generated"] for row in ends[0]] == [0, 0, 0], "no rollouts where all their weights are 0"
+    assert [row["tokens/generated"] for row in ends[0]] == [0, 0, 0]
+    assert [len(ids) for ids in shown] == [SIZES["demonstrations_per_step"]] * 6
+    assert shown[:3] == shown[3:]
+    assert len({tuple(ids) for ids in shown[:3]}) == 3
     assert ends[0] == ends[1]
     assert ends[0][2]["loss/sft"] < ends[0][0]["loss/sft"]
     assert same_bits(*(weights_of(loop.policy.model) for loop in loops))
-
-
-def test_a_grpo_with_lambda_0_is_grpo(setting: Setting, grpo: Outcome, tmp_path: Path) -> None:
-    rows, weights = trajectory(setting, tmp_path, stage_spec("a_grpo", mu=0.0, lambda_adv=0.0), HashDiscriminator())
-    assert rows == grpo[0]
-    assert same_bits(weights, grpo[1])
-    assert resolved("a_grpo").model_dump(exclude={"name", "title", "lambda_adv"}) == resolved("grpo").model_dump(
-        exclude={"name", "title", "lambda_adv"}
-    )
 
 
 def test_the_score_inside_the_reward_is_the_loss_with_another_weight_where_nothing_is_divided(
