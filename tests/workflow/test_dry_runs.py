@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.workflow.conftest import error_lines, snakemake_in
-from uniapl.layers import available
+from uniapl.layers import CONFIG, available, read_yaml
 
 PATHS = [*available("methods"), "sft.grpo", "sft.a_grpo", "a_sft.a_grpo"]
 
@@ -64,3 +65,13 @@ def test_the_other_targets_plan_their_runs(shared_project: Path, target: str, ru
     done = snakemake_in(shared_project, "-n", target, "--config", "scale=laptop")
     assert done.returncode == 0, done.stderr
     assert training_jobs(done) == runs
+
+
+@pytest.mark.parametrize("name", available("ablations"))
+def test_a_dry_run_plans_every_variant_of_an_ablation(shared_project: Path, name: str):
+    done = snakemake_in(shared_project, "-n", f"ablation_{name}", "--config", "scale=laptop")
+    assert done.returncode == 0, done.stderr
+    variants = read_yaml(CONFIG / "ablations" / f"{name}.yaml")["variants"]
+    planned = set(re.findall(rf"output: results/laptop/runs/\S+/{name}\.(\w+)-", done.stdout + done.stderr))
+    assert planned == {str(variant) for variant in variants}
+    assert not (shared_project / "results").exists()
