@@ -79,10 +79,16 @@ def test_every_gradient_is_the_finite_difference_of_its_loss_with_what_is_detach
         "none": lambda x: sft_loss(x, weights_T, weighting="none"),
     }
     assert all(torch.autograd.gradcheck(loss, (point_T,)) for loss in losses.values())
-    # weights without gradient: those of the plain loss with the weights at this point
+    # weights without gradient: differences of the loss whose weights stay what they are at this point
     for weighting, fixed_T in (("phi", p_T * (1 - p_T)), ("dft", p_T)):
-        ours = gradient(sft_loss(point_T, weights_T, weighting=weighting), point_T)
-        assert ours == pytest.approx((-weights_T * fixed_T).tolist())
+        loss = sft_loss(point_T, weights_T, weighting=weighting)
+        frozen = [
+            [sft_loss(point_T.detach() + side, weights_T * fixed_T, weighting="none") for side in (0, away_T, -away_T)]
+            for away_T in 1e-4 * torch.eye(6, dtype=torch.float64)
+        ]
+        assert all(here.item() == pytest.approx(loss.item()) for here, _, _ in frozen)
+        differences = [((above - below) / 2e-4).item() for _, above, below in frozen]
+        assert gradient(loss, point_T) == pytest.approx(differences, rel=1e-6)
 
 
 def test_the_sampler_correction_is_truncated_at_c_only_above_and_detached() -> None:
