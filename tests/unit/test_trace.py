@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from uniapl.analysis.collect import read_study
+from uniapl.analysis.collect import Study, read_study
 from uniapl.analysis.sources import NAMES, STUDY_INDEX
 from uniapl.analysis.tables import all_tables
 from uniapl.analysis.trace import Cell, chain, find_cell, trace
@@ -35,21 +36,41 @@ def measured(cell: Cell) -> bool:
     return cell.column not in NAMES and cell.shown not in ("empty", "nan", "not run", "—")
 
 
-@pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
-def test_50_cells_drawn_from_the_released_tables_lead_to_manifests_with_config_and_commit():
-    study = read_study(LAPTOP)
+@pytest.fixture(scope="module")
+def released() -> Study:
+    if not LAPTOP.exists():
+        pytest.skip("no laptop study has been released")
+    return read_study(LAPTOP)
+
+
+def test_50_measured_cells_drawn_from_the_released_tables_lead_to_manifests_with_config_commit_and_environment(
+    released: Study,
+):
     rng = random.Random(20261126)
-    tables = all_tables(study)
-    for _ in range(50):
-        table = rng.choice(tables)
-        number = rng.randrange(len(table.records)) + 1
-        column = rng.choice(table.columns)
-        cell = find_cell(tables, table.number, str(number), column)
-        text = shown(chain(study, cell))
-        assert f"Table {table.number}, {column} = " in text
-        if measured(cell):
-            assert "manifest.json: config" in text, text
-            assert ", commit " in text, text
+    tables = all_tables(released)
+    for table in rng.sample(tables * (50 // len(tables) + 1), 50):
+        with open(LAPTOP / "tables" / f"table{table.number}.csv", encoding="utf-8", newline="") as file:
+            committed = list(csv.DictReader(file))
+        places = [(row, column) for row in range(len(committed)) for column in table.columns]
+        cells = (
+            (row, find_cell(tables, table.number, str(row + 1), column))
+            for row, column in rng.sample(places, len(places))
+        )
+        row, cell = next((row, cell) for row, cell in cells if measured(cell))
+        assert [committed[row][cell.column]] == next(csv.reader([cell.shown]))
+        text = shown(chain(released, cell))
+        assert f"Table {table.number}, {cell.column} = {cell.shown}" in text
+        for part in ("manifest.json: config", ", commit ", ", Python 3.", " cores of "):
+            assert part in text, text
+
+
+def test_a_name_or_an_empty_cell_leads_to_its_row(released: Study):
+    tables = all_tables(released)
+    for table in tables:
+        for column in table.columns:
+            cell = find_cell(tables, table.number, "1", column)
+            if not measured(cell):
+                assert f"Table {table.number}, {column} = {cell.shown}" in shown(chain(released, cell))
 
 
 @pytest.mark.skipif(not LAPTOP.exists(), reason="no laptop study has been released")
