@@ -398,3 +398,20 @@ def test_all_files_are_written_and_only_those_that_were_announced(tmp_path: Path
     tables.main(tmp_path, tmp_path / "tables")
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(table_files(index))
     assert "table6.tex" in table_files(index)
+
+
+def test_variants_that_another_processor_trained_are_named_where_they_are_compared(
+    tmp_path: Path, study_builder: Builder
+) -> None:
+    study_builder(tmp_path, variants={"lambda_adv.5": 10, "switch.early": 10})
+    tables.main(tmp_path, tmp_path / "alike")
+    path = tmp_path / "runs/smollm2_135m/uniapl/lambda_adv.5-00000000/seed0/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["hardware"]["instructions"] = ["avx512_bf16"]
+    path.write_text(json.dumps(manifest))
+    tables.main(tmp_path, tmp_path / "apart")
+    of, main = "a processor (avx512_bf16)", "a processor (avx2)"
+    said = f"Manifests of lambda_adv.5 name {of} as processor, those of the main runs {main}."
+    for number in (2, 6):
+        assert said in (tmp_path / f"apart/table{number}.md").read_text()
+        assert "as processor" not in (tmp_path / f"alike/table{number}.md").read_text()

@@ -11,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from uniapl.analysis import comparisons
+from uniapl.analysis.cells import processors_note
 from uniapl.analysis.claims import lambda_variants
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of, run_config
 from uniapl.analysis.drawing import WIDTH_INCHES, finish
 from uniapl.analysis.labels import CHORD, UNIAPL, colour
-from uniapl.analysis.outputs import SWITCH
+from uniapl.analysis.outputs import LAMBDA, SWITCH
 
 STAGED = "sft.grpo"
 Side = tuple[str, str]  # method and variant
@@ -55,7 +56,7 @@ def figure8(study: Study, model: str) -> tuple[Figure, str]:
         " bigrams (a share of all, in the rollouts of a prompt): last step of training. Entropy is over the sequences"
         " in the update: with a weight above 0 all rollouts, with 0 those of groups whose rewards differ."
     )
-    return figure, caption
+    return figure, " ".join((caption, *processors_note(study, [LAMBDA])))
 
 
 def _weight(weight: float, side: Side) -> str:
@@ -84,7 +85,7 @@ def figure9(study: Study, model: str) -> tuple[Figure, str]:
         f"Figure 9. When SFT -> GRPO switches ({study.models[model]}, {max(steps, default=0)} steps in all): circles,"
         f" seeds; line, {_joined(accuracies)}. {of.title} prompts."
     )
-    return figure, caption
+    return figure, " ".join((caption, *processors_note(study, [SWITCH])))
 
 
 def _switch_share(study: Study, model: str, variant: str) -> float:

@@ -21,6 +21,7 @@ from uniapl.analysis.cells import (
     model_column,
     percent,
     points_by_holm,
+    processors_note,
     seeds_of,
     traced,
 )
@@ -160,6 +161,7 @@ def table6(study: Study) -> Table:
         " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
         " in the update, which without an adversarial term leaves out groups of equal rewards.",
         *few_seeds_note(study),
+        *processors_note(study),
     )
     ordered = tuple(rows[key] for key in sorted(rows, key=_place))
     return make_table(6, "Ablations", [Block(columns, (("", ordered),))], records, notes)
@@ -234,5 +236,6 @@ def table9(study: Study) -> Table:
         f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
         " leaves out prompts that it has no such answer to, so that runs of one seed share no order of prompts.",
         *few_seeds_note(study),
+        *processors_note(study, [OTHER_EXPERTS]),
     )
     return make_table(9, "What another expert costs", [Block(columns, (("", tuple(rows)),))], records, notes)

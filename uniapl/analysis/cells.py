@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from uniapl.analysis.collect import MAIN, Study
-from uniapl.analysis.labels import p_value, with_interval
+from uniapl.analysis.labels import p_value, processor, with_interval
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import SOURCE, Traced, joined, with_row_source
 from uniapl.analysis.stats import Estimate
@@ -124,8 +124,34 @@ def few_seeds_note(study: Study) -> tuple[str, ...]:
     if not any(1 < count < 5 for count in seeds.values()):
         return ()
     return (
-        "Holm's correction keeps its level over five seeds; over two or three that are apart a family of tests has a"
-        " false finding more often (docs/statistics.md), so that such a finding is to be tried with more seeds.",
+        "Holm's correction about keeps its level over five seeds; over two or three that are apart a family of tests"
+        " has a false finding more often (docs/statistics.md), so that such a finding is to be tried with more seeds.",
+    )
+
+
+def processors_note(study: Study, beginnings: Sequence[str] = ("",)) -> tuple[str, ...]:
+    """Which variants, of those with such names, a processor trained that is not the main runs', by their manifests."""
+    trained: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for entry in study.index["runs"]:
+        one = entry["model"], ".".join(entry["path"]), entry["variant"]
+        trained[one].add(processor(study.manifests[entry["directory"]].get("hardware", {})))
+    usual = set[str]().union(*(found for (_, _, variant), found in trained.items() if variant == MAIN))
+    others = sorted(
+        {
+            variant
+            for (model, method, variant), found in trained.items()
+            if variant.startswith(tuple(beginnings))
+            and variant != MAIN
+            and found - trained.get((model, method, MAIN), usual)
+        }
+    )
+    if not others:
+        return ()
+    theirs = set[str]().union(*(found for (_, _, variant), found in trained.items() if variant in others)) - usual
+    return (
+        f"Manifests of {', '.join(others)} name {'; '.join(sorted(theirs))} as processor, those of the main runs"
+        f" {'; '.join(sorted(usual))}. Another processor rounds otherwise and so trains another model from the same"
+        " seed, and its seconds cannot be compared.",
     )
 
 

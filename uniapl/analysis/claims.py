@@ -18,7 +18,7 @@ from uniapl.analysis.cells import NOT_RUN
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
-from uniapl.analysis.outputs import LAMBDA, general_tasks
+from uniapl.analysis.outputs import ADVERSARIAL_AS, LAMBDA, general_tasks
 from uniapl.analysis.stats import EMPTY, Estimate, MeanError, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
@@ -245,10 +245,10 @@ def _distributions(study: Study) -> Iterator[Finding]:
                 continue
             quantity, measured, beside = _closer(study, model, column, unit)
             if column == "logprob_base":
-                alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)[0]
                 measured = f"under the base model: {measured}"
-                beside += f"; of what length does not explain, {_reduced(alike, 3)}. Under the trained models: "
+                beside += f"; {_not_by_length(study, model, column)}. Under the trained models: "
                 beside += "; ".join(_closer(study, model, "logprob_trained", unit)[1:])
+                beside += f"; {_not_by_length(study, model, 'logprob_trained')}"
             if quantity.n == 0:
                 yield replace(
                     row, reason=f"no held-out prompt has both answers and a demonstration with {COLUMNS[column]}"
@@ -270,6 +270,12 @@ def _closer(study: Study, model: str, column: str, unit: str) -> tuple[Estimate,
         ),
         f"KS, reduction {_reduced(largest_gap, 2)}",
     )
+
+
+def _not_by_length(study: Study, model: str, column: str) -> str:
+    """The reduction among log-probs that length does not explain."""
+    alike = comparisons.reduction(study, model, UNIAPL, BASELINE, column, without_length=True)[0]
+    return f"of what length does not explain, {_reduced(alike, 3)}"
 
 
 def _reduced(quantity: Estimate, digits: int) -> str:
@@ -311,7 +317,7 @@ def _loss_or_reward(study: Study, model: str) -> Finding:
     """C7: the best variant of each way, chosen on the development prompts, compared on the held-out ones."""
     margin = study.claims.gain_points
     row = replace(_row("C7", model, "", _above(margin)), margin=margin, unit="points")
-    if reason := _unfinished(study, model, "adversarial_as."):
+    if reason := _unfinished(study, model, ADVERSARIAL_AS):
         return replace(row, reason=reason)
     loss, reward = (_best(study, model, way) for way in WAYS)
     if loss is None or reward is None:
@@ -335,7 +341,7 @@ def _loss_or_reward(study: Study, model: str) -> Finding:
 def _way(variant: str) -> str:
     if variant == MAIN:
         return "loss, rewards scaled"
-    return variant.removeprefix("adversarial_as.").replace("_1", ", weight 1").replace("_scaled", ", scaled")
+    return variant.removeprefix(ADVERSARIAL_AS).replace("_1", ", weight 1").replace("_scaled", ", scaled")
 
 
 def lambda_variants(study: Study, model: str) -> dict[float, str]:

@@ -12,12 +12,14 @@ from uniapl.analysis.cells import (
     NOT_RUN,
     adjusted,
     amount,
+    few_seeds_note,
     fields,
     interval_note,
     make_table,
     model_cell,
     model_column,
     points_by_holm,
+    processors_note,
 )
 from uniapl.analysis.collect import COSTS, MAIN, Study, rows_of
 from uniapl.analysis.labels import BASELINE, EQUAL_COMPUTE, UNIAPL, plain_number
@@ -116,6 +118,8 @@ def table11(study: Study) -> Table:
         " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
         " higher one, a tie counted half; its interval resamples runs. Seconds are those of training's steps without"
         " probes.",
+        *few_seeds_note(study),
+        *processors_note(study, [one.variant for one in OPPONENTS]),
     )
     return make_table(11, "UniAPL against others at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
 

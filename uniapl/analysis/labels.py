@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 BASE = "base"
 BASELINE = "grpo"  # the method that UniAPL is compared with
@@ -110,6 +111,12 @@ def with_interval(
     if not (math.isfinite(low) and math.isfinite(high)):
         return text
     return f"{text} [{plain_number(low * scale, digits)}, {plain_number(high * scale, digits)}]"
+
+
+def processor(hardware: Mapping[str, Any]) -> str:
+    """`AMD EPYC (avx2)`: a manifest's processor with its instructions, where it names them, and GPUs."""
+    has = f" ({', '.join(hardware['instructions'])})" if hardware.get("instructions") else ""
+    return ", ".join([f"{hardware.get('cpu', '?')}{has}", *hardware.get("gpus", [])])
 
 
 def p_value(p: float) -> str:

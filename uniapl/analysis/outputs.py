@@ -9,10 +9,11 @@ from uniapl.analysis.labels import BASELINE, CHORD, TASKS, UNIAPL
 TABLES = (1, 2, 3, 4, 5)
 ABLATION_TABLE, REFERENCE_TABLE, GENERAL_TABLE, EXPERT_TABLE, OVERVIEW_TABLE, COST_TABLE = 6, 7, 8, 9, 10, 11
 TERM_TABLE, PAIRS_TABLE = 12, 13
-OTHER_EXPERTS = "teacher."  # how variants with another expert begin
 FIGURES = (1, 2, 3, 4, 5, 6, 7)
 WEIGHT_FIGURE, SWITCH_FIGURE = 8, 9
-LAMBDA, SWITCH, JUDGES = "lambda_adv.", "switch.", "discriminator."  # how variants of these ablations begin
+# How variants of these ablations begin.
+LAMBDA, SWITCH, JUDGES = "lambda_adv.", "switch.", "discriminator."
+ADVERSARIAL_AS, OTHER_EXPERTS = "adversarial_as.", "teacher."
 TABLE_FORMATS = ("csv", "md", "tex")
 FIGURE_FORMATS = ("pdf", "svg", "png", "txt")
 

@@ -101,6 +101,7 @@ def table10(study: Study) -> Table:
         interval_note(study),
         f"Prompt strict accuracy. Bold: the best of a column, and all that a paired test against it does not tell apart"
         f" (Holm over the column at {study.claims.confidence:.0%}).",
+        *few_seeds_note(study),
     )
     blocks = [Block(columns, tuple(sections))]
     return make_table(10, "Methods in the order of the paper's tables", blocks, records, notes)

@@ -26,6 +26,7 @@ from uniapl.analysis.cells import (
     POWER_OF_FEW,
     adjusted,
     amount,
+    few_seeds_note,
     fields,
     interval_note,
     make_table,
@@ -35,6 +36,7 @@ from uniapl.analysis.cells import (
     not_run_note,
     percent,
     points,
+    processors_note,
     traced,
 )
 from uniapl.analysis.claims import findings
@@ -45,6 +47,8 @@ from uniapl.analysis.facts import table5
 from uniapl.analysis.kinds import table3
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import (
+    ADVERSARIAL_AS,
+    LAMBDA,
     OTHER_EXPERTS,
     general_tasks,
     has_ablations,
@@ -208,6 +212,8 @@ def table2(study: Study) -> Table:
             " rests on it. Of what length does not explain: log-probs less a line over the logarithm of the answer's"
             " length, which is fitted to the expert's answers. The crossed bootstrap's intervals stand in the csv."
         ),
+        *few_seeds_note(study),
+        *processors_note(study, [ADVERSARIAL_AS, LAMBDA]),
     )
     return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)
 

@@ -20,7 +20,7 @@ from uniapl.analysis.cells import NO_CELL, NOT_RUN
 from uniapl.analysis.claims import INCONCLUSIVE, NOT_SUPPORTED, SUPPORTED
 from uniapl.analysis.collect import Study, rows_of, run_config
 from uniapl.analysis.facts import no_signal
-from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, with_interval
+from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, processor, with_interval
 from uniapl.analysis.outputs import figure_numbers, table_numbers
 from uniapl.analysis.references import stack_warnings
 from uniapl.analysis.render import BOLD
@@ -338,11 +338,10 @@ def _hardware(study: Study) -> list[str]:
     for manifest in study.manifests.values():
         found = manifest.get("hardware")
         if found:
-            gpus = f", {', '.join(found['gpus'])}" if found.get("gpus") else ", no GPU"
+            gpus = "" if found.get("gpus") else ", no GPU"
             python = f", Python {manifest['python']}" if "python" in manifest else ""
-            has = f" ({', '.join(found['instructions'])})" if found.get("instructions") else ""
             size = f"{found['cores']} cores, {found['memory_bytes'] / GIB:.0f} GiB"
-            machines.add(f"{found['cpu']}{has}, {size}{gpus}{python}")
+            machines.add(f"{processor(found)}, {size}{gpus}{python}")
     return sorted(machines)
 
 
