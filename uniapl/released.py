@@ -11,7 +11,7 @@ where the config leaves them to the machine (`auto`), they are the release's and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,25 @@ def with_released(plan: Plan, folder: Path) -> Plan:
     )  # fmt: skip
 
 
-def describe(plan: Plan) -> str:
-    """One line: how many runs are taken, and which are made here."""
-    taken = [run for run in plan.runs if run.manifest.is_file() and not plan.makes(run)]
-    made = [run for run in plan.runs if run not in taken]
-    return f"{len(taken)} of {len(plan.runs)} runs are taken from released results, {_names(made)} made here"
+def describe(plan: Plan, folder: Path) -> str:
+    """How many runs are taken from `folder`, and which are made here: new ones, and those whose weights are needed."""
+    made = [run for run in plan.runs if not run.manifest.is_file() or plan.makes(run)]
+    again = [run for run in made if find_released(run, plan.root, folder)]
+    new = [run for run in made if run not in again]
+    said = (
+        f"{len(plan.runs) - len(made)} of {len(plan.runs)} runs are taken from released results, {_few(new)} made here"
+    )
+    if not again:
+        return said
+    return f"{said}, and for their weights, which are not released, {len(again)} again: {', '.join(map(_name, again))}"
 
 
-def _names(runs: Iterable[Run]) -> str:
-    names = [f"{'.'.join(run.path)} seed {run.seed}" for run in runs]
+def _few(runs: Sequence[Run]) -> str:
+    names = [_name(run) for run in runs]
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return f"{len(names)} ({shown})" if names else "none"
+
+
+def _name(run: Run) -> str:
+    variant = "" if run.variant == "main" else f"{run.variant} "
+    return f"{'.'.join(run.path)} {variant}seed {run.seed}"

@@ -288,7 +288,7 @@ def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
     reason = f" ({note})" if note else ""
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
     if not all(map(plan.makes, plan.runs)):
-        print(describe(plan), file=sys.stderr, flush=True)
+        print(describe(plan, plan.root.parent / "released" / plan.study.scale), file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and _sampled_with(plan.runs) == {"hf"} and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
     fits, wanted = machine.micro_batch_tokens, plan.study.machine.micro_batch_tokens

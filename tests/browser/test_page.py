@@ -77,7 +77,8 @@ def opened_page(path: Path, **options: Any) -> Iterator[Any]:
         page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}} | options)
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else wrong.append(r.url))
+        own = (path.as_uri(), "data:")
+        page.on("request", lambda r: None if r.url.startswith(own) else wrong.append(r.url))
         page.goto(path.as_uri())
         yield page
         browser.close()
