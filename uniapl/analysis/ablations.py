@@ -27,7 +27,7 @@ from uniapl.analysis.cells import (
 )
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
 from uniapl.analysis.comparisons import Evaluation
-from uniapl.analysis.labels import plain_number
+from uniapl.analysis.labels import BASE, plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import Source, Traced
@@ -209,7 +209,8 @@ def table9(study: Study) -> Table:
     told = dict(zip(asked, _told(study, asked), strict=True))
     records, rows, left = [], [], study.not_run
     taught = {method for _, method, _ in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
-    methods = [m for m in dict.fromkeys(m for name in study.models for m in study.methods(name)) if m in taught]
+    every = list(dict.fromkeys(m for name in study.models for m in study.methods(name)))
+    methods = [m for m in every if m in taught]
     unasked = [(model, variant) for model, _, variant in left if variant.startswith(OTHER_EXPERTS)]
     for model, variant in dict.fromkeys([*((model, variant) for model, _, variant in asked), *unasked]):
         expert, cells = variant.removeprefix(OTHER_EXPERTS), []
@@ -230,11 +231,14 @@ def table9(study: Study) -> Table:
             )
         rows.append((*model_cell(study, model), expert.replace("_", " "), *cells))
     columns = (*model_column(study), "Expert", *(study.label(m) for m in methods))
+    others = [study.label(m) for m in every if m not in (*methods, BASE)]
+    outside = f" Not in this ablation: {', '.join(others)}." if others else ""
     notes = (
         *_interval_notes(study, asked),
         f"{of.title} prompts, prompt strict, points: a method taught by another expert minus the same method taught by"
         f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
-        " leaves out prompts that it has no such answer to, so that runs of one seed share no order of prompts.",
+        " leaves out prompts that it has no such answer to, so that runs of one seed share no order of"
+        f" prompts.{outside}",
         *few_seeds_note(study),
         *processors_note(study, [OTHER_EXPERTS]),
     )
