@@ -86,7 +86,7 @@ def measure(*, seeds: int, seed_sd: float, difference: float, studies: int) -> d
     rng = np.random.default_rng(stream_seed(0, "intervals", seeds, int(10 * seed_sd), int(10 * difference)))
     truth, margin, draws = difference / 100, MARGIN / 100, Resampling(RESAMPLES, 0, CONFIDENCE)
     gain = gain_of(truth, seed_sd=seed_sd)
-    wanted = studies * (1 if difference else max(FAMILIES))  # so that there are as many families as studies
+    wanted = studies * (1 if difference else max(FAMILIES))  # so that there are as many families of 15 as studies
     counted, p_N = {"covers": 0, "found": 0, "equal": 0, "bootstrap_covers": 0}, []
     of_kind = simulated(rng, studies=wanted, seeds=seeds, seed_sd=seed_sd, gain=gain)
     for number, values_SP in enumerate(of_kind):

@@ -107,7 +107,7 @@ def with_released(plan: Plan, folder: Path) -> Plan:
 
 
 def describe(plan: Plan, folder: Path) -> str:
-    """How many runs are taken from `folder`, and which are made here: new ones, and those whose weights are needed."""
+    """How many runs are taken from `folder`, and which are made here: new ones, and released ones again."""
     made = [run for run in plan.runs if not run.manifest.is_file() or plan.makes(run)]
     again = [run for run in made if find_released(run, plan.root, folder)]
     new = [run for run in made if run not in again]
@@ -116,7 +116,7 @@ def describe(plan: Plan, folder: Path) -> str:
     )
     if not again:
         return said
-    return f"{said}, and for their weights, which are not released, {len(again)} again: {', '.join(map(_name, again))}"
+    return f"{said}, and, since weights are not released, {len(again)} again: {', '.join(map(_name, again))}"
 
 
 def _few(runs: Sequence[Run]) -> str:

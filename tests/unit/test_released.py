@@ -66,8 +66,8 @@ def test_what_a_new_run_goes_on_from_is_trained_again_with_all_that_goes_on_from
     assert made(taken) == {f"{path} main {seed}" for path in ("sft", "sft.grpo", "sft.a_grpo") for seed in (0, 1)}
     assert all(run.parent.directory.is_relative_to(taken.root) for run in taken.runs if run.parent)
     assert describe(taken, folder) == (
-        "2 of 8 runs are taken from released results, 2 (sft.a_grpo seed 0, sft.a_grpo seed 1) made here, and for"
-        " their weights, which are not released, 4 again: sft seed 0, sft.grpo seed 0, sft seed 1, sft.grpo seed 1"
+        "2 of 8 runs are taken from released results, 2 (sft.a_grpo seed 0, sft.a_grpo seed 1) made here, and,"
+        " since weights are not released, 4 again: sft seed 0, sft.grpo seed 0, sft seed 1, sft.grpo seed 1"
     )
     again = {e.label for e in taken.evaluations if e.directory.is_relative_to(taken.root)}
     assert again == {"sft", "sft.grpo", "sft.a_grpo"}

@@ -403,15 +403,30 @@ def test_all_files_are_written_and_only_those_that_were_announced(tmp_path: Path
 def test_variants_that_another_processor_trained_are_named_where_they_are_compared(
     tmp_path: Path, study_builder: Builder
 ) -> None:
-    study_builder(tmp_path, variants={"lambda_adv.5": 10, "switch.early": 10})
+    study_builder(
+        tmp_path, seeds=(0, 1), methods=("grpo", "sft.grpo", "uniapl"),
+        variants={"lambda_adv.5": 10, "teacher.other": 9, "mu_schedule.half": 8},
+        other_variants={("sft.grpo", "switch.early"): (7, (3, 9)), ("grpo", "compute.tokens"): (9, (15,))},
+    )  # fmt: skip
     tables.main(tmp_path, tmp_path / "alike")
-    path = tmp_path / "runs/smollm2_135m/uniapl/lambda_adv.5-00000000/seed0/manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["hardware"]["instructions"] = ["avx512_bf16"]
-    path.write_text(json.dumps(manifest))
+    elsewhere = (
+        "uniapl/lambda_adv.5-00000000/seed1", "uniapl/teacher.other-00000000/seed0",
+        "sft/switch.early-00000000/seed0", "grpo/compute.tokens-00000000/seed1",
+    )  # fmt: skip
+    for name in elsewhere:
+        path = tmp_path / "runs/smollm2_135m" / name / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["hardware"]["instructions"] = ["avx512_bf16"]
+        path.write_text(json.dumps(manifest))
     tables.main(tmp_path, tmp_path / "apart")
-    of, main = "a processor (avx512_bf16)", "a processor (avx2)"
-    said = f"Manifests of lambda_adv.5 name {of} as processor, those of the main runs {main}."
-    for number in (2, 6):
-        assert said in (tmp_path / f"apart/table{number}.md").read_text()
-        assert "as processor" not in (tmp_path / f"alike/table{number}.md").read_text()
+    of = "(a processor (avx512_bf16); the main run's: a processor (avx2)): "
+    of_staged = "(a processor (avx2), a processor (avx512_bf16); the main run's: a processor (avx2)): "
+    named = {
+        2: of + "lambda_adv.5.",
+        6: of_staged + "compute.tokens, lambda_adv.5, switch.early, teacher.other.",
+        9: of + "teacher.other.",
+        11: of + "compute.tokens.",
+    }
+    for number, said in named.items():
+        assert said in (tmp_path / f"apart/table{number}.md").read_text(), number
+        assert "processor" not in (tmp_path / f"alike/table{number}.md").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -124,34 +124,40 @@ def few_seeds_note(study: Study) -> tuple[str, ...]:
     if not any(1 < count < 5 for count in seeds.values()):
         return ()
     return (
-        "Holm's correction about keeps its level over five seeds; over two or three that are apart a family of tests"
-        " has a false finding more often (docs/statistics.md), so that such a finding is to be tried with more seeds.",
+        "Holm's correction about keeps its level over five seeds (simulated for up to 15 tests); over two or three that"
+        " are apart a family has a false finding more often (docs/statistics.md), so that such a finding is to be tried"
+        " with more seeds.",
     )
 
 
-def processors_note(study: Study, beginnings: Sequence[str] = ("",)) -> tuple[str, ...]:
-    """Which variants, of those with such names, a processor trained that is not the main runs', by their manifests."""
-    trained: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+def processors_note(study: Study, beginnings: Sequence[str] = ("",), *, against: str = "") -> tuple[str, ...]:
+    """Which variants with such names were trained, with the same seed, on another processor than the main run.
+
+    That of the same method, or of `against`. What manifests say is all that is known.
+    """
+    parents = {entry["directory"]: entry["parent"] for entry in study.index["runs"]}
+    trained: dict[tuple[str, str, str, int], set[str]] = {}
     for entry in study.index["runs"]:
-        one = entry["model"], ".".join(entry["path"]), entry["variant"]
-        trained[one].add(processor(study.manifests[entry["directory"]].get("hardware", {})))
-    usual = set[str]().union(*(found for (_, _, variant), found in trained.items() if variant == MAIN))
-    others = sorted(
-        {
-            variant
-            for (model, method, variant), found in trained.items()
-            if variant.startswith(tuple(beginnings))
-            and variant != MAIN
-            and found - trained.get((model, method, MAIN), usual)
-        }
-    )
-    if not others:
+        directory, machines = entry["directory"], set[str]()
+        while directory in parents:
+            hardware = study.manifests[directory].get("hardware", {})
+            machines.add(", ".join((processor(hardware), *hardware.get("gpus", []))))
+            directory = parents[directory]
+        trained[entry["model"], ".".join(entry["path"]), entry["variant"], entry["seed"]] = machines
+    apart: dict[str, tuple[set[str], set[str]]] = {}
+    for (model, method, variant, seed), machines in trained.items():
+        main = trained.get((model, against or method, MAIN, seed), machines)
+        if variant != MAIN and variant.startswith(tuple(beginnings)) and machines != main:
+            found = apart.setdefault(variant, (set(), set()))
+            found[0].update(machines)
+            found[1].update(main)
+    if not apart:
         return ()
-    theirs = set[str]().union(*(found for (_, _, variant), found in trained.items() if variant in others)) - usual
+    theirs, others = (", ".join(sorted(set().union(*(found[i] for found in apart.values())))) for i in (0, 1))
     return (
-        f"Manifests of {', '.join(others)} name {'; '.join(sorted(theirs))} as processor, those of the main runs"
-        f" {'; '.join(sorted(usual))}. Another processor rounds otherwise and so trains another model from the same"
-        " seed, and its seconds cannot be compared.",
+        f"Not trained on the main run's processor, as manifests name them ({theirs}; the main run's: {others}):"
+        f" {', '.join(sorted(apart))}. Processors round differently, so that the same seed trains another model there,"
+        " and seconds cannot be compared.",
     )
 
 

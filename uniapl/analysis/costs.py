@@ -119,7 +119,7 @@ def table11(study: Study) -> Table:
         " higher one, a tie counted half; its interval resamples runs. Seconds are those of training's steps without"
         " probes.",
         *few_seeds_note(study),
-        *processors_note(study, [one.variant for one in OPPONENTS]),
+        *processors_note(study, [one.variant for one in OPPONENTS], against=UNIAPL),
     )
     return make_table(11, "UniAPL against others at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)
 

@@ -114,9 +114,9 @@ def with_interval(
 
 
 def processor(hardware: Mapping[str, Any]) -> str:
-    """`AMD EPYC (avx2)`: a manifest's processor with its instructions, where it names them, and GPUs."""
-    has = f" ({', '.join(hardware['instructions'])})" if hardware.get("instructions") else ""
-    return ", ".join([f"{hardware.get('cpu', '?')}{has}", *hardware.get("gpus", [])])
+    """`AMD EPYC (avx2)`: a manifest's processor with its instructions, which early ones do not name."""
+    named = ", ".join(hardware.get("instructions", ["instructions not recorded"]))
+    return f"{hardware.get('cpu', '?')}{f' ({named})' if named else ''}"
 
 
 def p_value(p: float) -> str:

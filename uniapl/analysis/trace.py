@@ -123,7 +123,8 @@ def _made(path: Path, manifest: dict[str, Any]) -> str:
     code, hardware, packages = (manifest.get(key, {}) for key in ("code", "hardware", "packages"))
     changed = ", changed" if code.get("modified") else ""
     versions = ", ".join(f"{name} {packages[name]}" for name in SHOWN_PACKAGES if name in packages)
-    machine = f"{hardware.get('cores', '?')} cores of {processor(hardware)}"
+    processors = ", ".join([processor(hardware), *hardware.get("gpus", [])])
+    machine = f"{hardware.get('cores', '?')} cores of {processors}"
     return escape(
         f"{path / 'manifest.json'}: config {manifest.get('config_hash', '?')}, commit {str(code.get('commit'))[:12]}"
         f"{changed}, Python {manifest.get('python', '?')}, {versions or 'no packages'}; {machine}"

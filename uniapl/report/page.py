@@ -338,7 +338,7 @@ def _hardware(study: Study) -> list[str]:
     for manifest in study.manifests.values():
         found = manifest.get("hardware")
         if found:
-            gpus = "" if found.get("gpus") else ", no GPU"
+            gpus = f", {', '.join(found['gpus'])}" if found.get("gpus") else ", no GPU"
             python = f", Python {manifest['python']}" if "python" in manifest else ""
             size = f"{found['cores']} cores, {found['memory_bytes'] / GIB:.0f} GiB"
             machines.add(f"{processor(found)}, {size}{gpus}{python}")
