@@ -145,7 +145,9 @@ def processors_note(study: Study, beginnings: Sequence[str] = ("",), *, against:
             directory = parents[directory]
         trained[entry["model"], ".".join(entry["path"]), entry["variant"], entry["seed"]] = machines
     apart: dict[str, tuple[set[str], set[str]]] = {}
-    for (model, method, variant, seed), machines in trained.items():
+    for entry in study.index["evaluations"]:  # and not of runs that are there without one
+        model, method, variant, seed = (entry[key] for key in ("model", "method", "variant", "seed"))
+        machines = trained.get((model, method, variant, seed), set())
         main = trained.get((model, against or method, MAIN, seed), machines)
         if variant != MAIN and variant.startswith(tuple(beginnings)) and machines != main:
             found = apart.setdefault(variant, (set(), set()))
