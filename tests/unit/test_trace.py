@@ -26,7 +26,7 @@ LAPTOP = PROJECT / "results" / "released" / "laptop"
 
 
 def shown(tree: object) -> str:
-    console = Console(width=400, highlight=False)
+    console = Console(width=2000, highlight=False)  # no line is broken
     with console.capture() as captured:
         console.print(tree)
     return captured.get()
