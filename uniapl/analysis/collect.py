@@ -315,7 +315,8 @@ def _read_index(root: Path) -> dict[str, Any]:
     path = root / "study.json"
     if not path.exists():
         raise ValueError(
-            f"{path} is missing: {root} holds no study; run snakemake first, or name a folder such as results/laptop"
+            f"{path} is missing: {root} holds no study; run snakemake first, or name a folder such as"
+            " results/released/laptop"
         )
     try:
         return json.loads(path.read_text(encoding="utf-8"))
