@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from uniapl.analysis.collect import Study, read_study
+from uniapl.analysis.render import Table
 from uniapl.analysis.sources import NAMES, STUDY_INDEX
 from uniapl.analysis.tables import all_tables
 from uniapl.analysis.trace import Cell, chain, find_cell, trace
@@ -44,17 +45,21 @@ def released() -> Study:
     return read_study(LAPTOP)
 
 
+@pytest.fixture(scope="module")
+def released_tables(released: Study) -> list[Table]:
+    return all_tables(released)
+
+
 def test_50_measured_cells_drawn_from_the_released_tables_lead_to_manifests_with_config_commit_and_environment(
-    released: Study,
+    released: Study, released_tables: list[Table]
 ):
     rng = random.Random(20261126)
-    tables = all_tables(released)
-    for table in rng.sample(tables * (50 // len(tables) + 1), 50):
+    for table in rng.sample(released_tables * (50 // len(released_tables) + 1), 50):
         with open(LAPTOP / "tables" / f"table{table.number}.csv", encoding="utf-8", newline="") as file:
             committed = list(csv.DictReader(file))
         places = [(row, column) for row in range(len(committed)) for column in table.columns]
         cells = (
-            (row, find_cell(tables, table.number, str(row + 1), column))
+            (row, find_cell(released_tables, table.number, str(row + 1), column))
             for row, column in rng.sample(places, len(places))
         )
         row, cell = next((row, cell) for row, cell in cells if measured(cell))
@@ -69,11 +74,10 @@ def test_50_measured_cells_drawn_from_the_released_tables_lead_to_manifests_with
             assert re.search(part, text), text
 
 
-def test_a_name_or_an_empty_cell_leads_to_its_row(released: Study):
-    tables = all_tables(released)
-    for table in tables:
+def test_a_name_or_an_empty_cell_leads_to_its_row(released: Study, released_tables: list[Table]):
+    for table in released_tables:
         for column in table.columns:
-            cell = find_cell(tables, table.number, "1", column)
+            cell = find_cell(released_tables, table.number, "1", column)
             if not measured(cell):
                 text = shown(chain(released, cell))
                 assert f"Table {table.number}, {column} = {cell.shown}" in text
