@@ -28,6 +28,11 @@ READ: dict[str, tuple[str, ...]] = {
 READ_OF_POLAR = ("probe.json",)  # which has no head
 
 
+def released_folder(root: Path) -> Path:
+    """Where results of a study below `root` (results/SCALE) are released."""
+    return root.parent / "released" / root.name
+
+
 def find_released(artifact: Artifact, root: Path, folder: Path) -> Path | None:
     """Where in `folder` an artifact was released, with all that stages read of it."""
     place = artifact.directory.relative_to(root)
@@ -106,10 +111,10 @@ def with_released(plan: Plan, folder: Path) -> Plan:
     )  # fmt: skip
 
 
-def describe(plan: Plan, folder: Path) -> str:
-    """How many runs are taken from `folder`, and which are made here: new ones, and released ones again."""
+def describe(plan: Plan) -> str:
+    """How many runs are taken from released results, and which are made here: new ones, and released ones again."""
     made = [run for run in plan.runs if not run.manifest.is_file() or plan.makes(run)]
-    again = [run for run in made if find_released(run, plan.root, folder)]
+    again = [run for run in made if find_released(run, plan.root, released_folder(plan.root))]
     new = [run for run in made if run not in again]
     said = (
         f"{len(plan.runs) - len(made)} of {len(plan.runs)} runs are taken from released results, {_few(new)} made here"

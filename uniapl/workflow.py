@@ -28,7 +28,7 @@ from uniapl.estimate.memory import fit_side_by_side, refuse_too_large
 from uniapl.launch import visible_gpus
 from uniapl.layers import CONFIG, available, load_ablation, load_study, merge, read_yaml
 from uniapl.plan import Artifact, Plan, make_plan
-from uniapl.released import describe, find_engine, with_released
+from uniapl.released import describe, find_engine, released_folder, with_released
 from uniapl.sampler import explain_fallback, resolve_compute, resolve_kind
 from uniapl.sandbox import offered
 
@@ -189,7 +189,7 @@ def plan_study(study: Study, settings: Settings, *, elsewhere: tuple[str, str] |
     `elsewhere`: what samples on another machine than this one, and the type of matrix products there, where the config
     says `auto` and nothing was released.
     """
-    folder = settings.results / "released" / study.scale
+    folder = released_folder(settings.results / study.scale)
     taken = settings.source == "released+local"
     kind, compute = _engine_of(study, find_engine(folder) if taken else None, elsewhere)
     plan = make_plan(study, settings.results, sampler=kind, compute=compute)
@@ -288,7 +288,7 @@ def announce(plan: Plan, *, note: str | None, machine: MachineSpec) -> None:
     reason = f" ({note})" if note else ""
     print(f"scale {plan.study.scale}{reason}; it takes {plan.study.cost}", file=sys.stderr, flush=True)
     if not all(map(plan.makes, plan.runs)):
-        print(describe(plan, plan.root.parent / "released" / plan.study.scale), file=sys.stderr, flush=True)
+        print(describe(plan), file=sys.stderr, flush=True)
     if plan.study.sampler.kind == "auto" and _sampled_with(plan.runs) == {"hf"} and (fallback := explain_fallback()):
         print(fallback, file=sys.stderr, flush=True)
     fits, wanted = machine.micro_batch_tokens, plan.study.machine.micro_batch_tokens

@@ -52,7 +52,7 @@ def test_a_study_that_was_released_whole_makes_nothing(tmp_path: Path, folder: P
     assert not [a.directory for a in taken.artifacts() if not a.directory.is_relative_to(folder)]
     index = study_index(taken)
     assert all(e["directory"].startswith("../released/smoke/") for e in (*index["runs"], *index["evaluations"]))
-    assert describe(taken, folder) == "3 of 3 runs are taken from released results, none made here"
+    assert describe(taken) == "3 of 3 runs are taken from released results, none made here"
     assert {a.directory.name for a in taken.artifacts()} == {a.directory.name for a in plan.artifacts()}
 
 
@@ -65,7 +65,7 @@ def test_what_a_new_run_goes_on_from_is_trained_again_with_all_that_goes_on_from
     # sft.a_grpo is new and goes on from sft, whose weights were not released; so sft.grpo is made again too
     assert made(taken) == {f"{path} main {seed}" for path in ("sft", "sft.grpo", "sft.a_grpo") for seed in (0, 1)}
     assert all(run.parent.directory.is_relative_to(taken.root) for run in taken.runs if run.parent)
-    assert describe(taken, folder) == (
+    assert describe(taken) == (
         "2 of 8 runs are taken from released results, 2 (sft.a_grpo seed 0, sft.a_grpo seed 1) made here, and,"
         " since weights are not released, 4 again: sft seed 0, sft.grpo seed 0, sft seed 1, sft.grpo seed 1"
     )

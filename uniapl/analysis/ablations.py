@@ -17,6 +17,7 @@ from uniapl.analysis.cells import (
     fields,
     interval_note,
     make_table,
+    methods_of,
     model_cell,
     model_column,
     percent,
@@ -209,7 +210,7 @@ def table9(study: Study) -> Table:
     told = dict(zip(asked, _told(study, asked), strict=True))
     records, rows, left = [], [], study.not_run
     taught = {method for _, method, _ in asked} | {m for _, m, v in left if v.startswith(OTHER_EXPERTS)}
-    every = list(dict.fromkeys(m for name in study.models for m in study.methods(name)))
+    every = list(dict.fromkeys(method for _, method in methods_of(study)))
     methods = [m for m in every if m in taught]
     unasked = [(model, variant) for model, _, variant in left if variant.startswith(OTHER_EXPERTS)]
     for model, variant in dict.fromkeys([*((model, variant) for model, _, variant in asked), *unasked]):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from uniapl.analysis.collect import MAIN, Study
-from uniapl.analysis.labels import p_value, processor, with_interval
+from uniapl.analysis.labels import p_value, processors, with_interval
 from uniapl.analysis.render import Block, Table
 from uniapl.analysis.sources import SOURCE, Traced, joined, with_row_source
 from uniapl.analysis.stats import Estimate
@@ -140,25 +140,24 @@ def processors_note(study: Study, beginnings: Sequence[str] = ("",), *, against:
     for entry in study.index["runs"]:
         directory, machines = entry["directory"], set[str]()
         while directory in parents:
-            hardware = study.manifests[directory].get("hardware", {})
-            machines.add(", ".join((processor(hardware), *hardware.get("gpus", []))))
+            machines.add(processors(study.manifests[directory].get("hardware", {})))
             directory = parents[directory]
         trained[entry["model"], ".".join(entry["path"]), entry["variant"], entry["seed"]] = machines
-    apart: dict[str, tuple[set[str], set[str]]] = {}
+    apart, theirs, mains = set[str](), set[str](), set[str]()
     for entry in study.index["evaluations"]:  # and not of runs that are there without one
         model, method, variant, seed = (entry[key] for key in ("model", "method", "variant", "seed"))
         machines = trained.get((model, method, variant, seed), set())
         main = trained.get((model, against or method, MAIN, seed), machines)
         if variant != MAIN and variant.startswith(tuple(beginnings)) and machines != main:
-            found = apart.setdefault(variant, (set(), set()))
-            found[0].update(machines)
-            found[1].update(main)
+            apart.add(variant)
+            theirs |= machines
+            mains |= main
     if not apart:
         return ()
-    theirs, others = (", ".join(sorted(set().union(*(found[i] for found in apart.values())))) for i in (0, 1))
+    named, of_theirs, of_mains = (", ".join(sorted(found)) for found in (apart, theirs, mains))
     return (
-        f"Not trained on the main run's processor, as manifests name them ({theirs}; the main run's: {others}):"
-        f" {', '.join(sorted(apart))}. Processors round differently, so that the same seed trains another model there,"
+        f"Not trained on the main run's processor, as manifests name them ({of_theirs}; the main run's: {of_mains}):"
+        f" {named}. Processors round differently, so that the same seed trains another model there,"
         " and seconds cannot be compared.",
     )
 

@@ -119,6 +119,11 @@ def processor(hardware: Mapping[str, Any]) -> str:
     return f"{hardware.get('cpu', '?')}{f' ({named})' if named else ''}"
 
 
+def processors(hardware: Mapping[str, Any]) -> str:
+    """The processor and the GPUs of a manifest."""
+    return ", ".join([processor(hardware), *hardware.get("gpus", [])])
+
+
 def p_value(p: float) -> str:
     """`p = 0.031`, `p < 0.001`; empty for NaN."""
     if not math.isfinite(p):

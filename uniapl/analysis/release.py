@@ -23,6 +23,7 @@ from uniapl.analysis.collect import MAIN, read_study
 from uniapl.entry import run_guarded
 from uniapl.provenance import write_whole
 from uniapl.records import HELDOUT_LOG, stored
+from uniapl.released import released_folder
 
 MOST_BYTES = 40_000_000
 OWN_PROMPTS = {"development.jsonl", "heldout.jsonl"}
@@ -128,7 +129,7 @@ def main() -> None:
     root: Path = options.root
 
     def action() -> None:
-        target = root.resolve().parent / "released" / root.resolve().name
+        target = released_folder(root.resolve())
         size = release(root, target, partial=options.partial)
         study = read_study(target)
         left = len(study.index.get("not_run", []))

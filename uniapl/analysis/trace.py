@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from uniapl.analysis.collect import Study, read_study
-from uniapl.analysis.labels import processor
+from uniapl.analysis.labels import processors
 from uniapl.analysis.render import Table, csv_field
 from uniapl.analysis.sources import Source, source_of
 from uniapl.analysis.tables import all_tables
@@ -123,8 +123,7 @@ def _made(path: Path, manifest: dict[str, Any]) -> str:
     code, hardware, packages = (manifest.get(key, {}) for key in ("code", "hardware", "packages"))
     changed = ", changed" if code.get("modified") else ""
     versions = ", ".join(f"{name} {packages[name]}" for name in SHOWN_PACKAGES if name in packages)
-    processors = ", ".join([processor(hardware), *hardware.get("gpus", [])])
-    machine = f"{hardware.get('cores', '?')} cores of {processors}"
+    machine = f"{hardware.get('cores', '?')} cores of {processors(hardware)}"
     return escape(
         f"{path / 'manifest.json'}: config {manifest.get('config_hash', '?')}, commit {str(code.get('commit'))[:12]}"
         f"{changed}, Python {manifest.get('python', '?')}, {versions or 'no packages'}; {machine}"
