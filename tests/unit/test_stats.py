@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from bench.intervals import PROMPTS, false_families, power_as_told, simulated
+from bench.intervals import PROMPTS
 from uniapl.analysis import stats
+from uniapl.analysis.crossed import two_way
 from uniapl.analysis.stats import Resampling
 
+SIMULATIONS = 4000
 DRAWS = Resampling(num_resamples=499, seed=3, confidence=0.95)
 
 
@@ -57,24 +59,12 @@ def test_paired_difference_of_instructions_uses_the_exchange_of_systems():
     assert estimate.p == pytest.approx(2 / 16)
 
 
-def test_two_way_interval_of_a_hand_worked_table():
-    # 2 seeds x 3 prompts: mean 3.5, seed means 2 and 5, prompt means 2, 3, 5.5, residuals +-(0.5, 0.5, -1).
-    # MS_seed = 3 (1.5^2 + 1.5^2) = 13.5, MS_prompt = 2 (2.25 + 0.25 + 4) / 2 = 6.5, MS_error = 2 (0.25 + 0.25 + 1) / 2.
-    values = np.array([[1.0, 2.0, 3.0], [3.0, 4.0, 8.0]])
-    total = 13.5 + 6.5 - 1.5
-    df = total**2 / (13.5**2 / 1 + 6.5**2 / 2 + 1.5**2 / 2)
-    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(total / 6)
-    crossed = stats.two_way(values)
-    assert crossed.interval(0.95) == (pytest.approx(3.5 - half), pytest.approx(3.5 + half))
-    assert crossed.p == pytest.approx(2 * scipy_stats.t.sf(3.5 / math.sqrt(total / 6), df))
-
-
 def test_several_seeds_take_the_two_way_interval_and_show_the_bootstrap():
     rng = np.random.default_rng(0)
     first, second = (rng.integers(0, 2, (3, 40)).astype(float) for _ in range(2))
     estimate = stats.paired_difference(first, second, np.ones((3, 40)), draws=DRAWS, names=("a",))
     assert estimate.test == "two-way t"
-    assert (estimate.low, estimate.high) == stats.two_way(first - second).interval(0.95)
+    assert (estimate.low, estimate.high) == two_way(first - second).interval(0.95)
     assert estimate.bootstrap_low < estimate.value < estimate.bootstrap_high
 
 
@@ -101,63 +91,6 @@ def test_the_interval_of_a_share_ends_at_0_and_1_and_that_of_other_numbers_does_
     assert stats.mean(-rare, draws=DRAWS, names=("a",)).high > 0.0
 
 
-SIMULATIONS = 4000
-
-
-def coverage(*, seeds: int, seed_sd: float) -> float:
-    """How often the 95% interval holds the true difference, 0."""
-    rng, covered = np.random.default_rng(int(10 * seed_sd) + seeds), 0
-    for values_SP in simulated(rng, studies=SIMULATIONS, seeds=seeds, seed_sd=seed_sd):
-        low, high = stats.two_way(values_SP).interval(0.95)
-        covered += low <= 0 <= high
-    return covered / SIMULATIONS
-
-
-@pytest.mark.parametrize("seed_sd", [0.0, 1.0, 2.4, 5.0])
-def test_95_percent_intervals_of_5_seeds_cover_the_truth_in_93_to_97_percent(seed_sd: float):
-    found = coverage(seeds=5, seed_sd=seed_sd)  # of 4,000, so its standard error is 0.0034
-    assert 0.93 <= found <= 0.97, found
-
-
-@pytest.mark.parametrize(("seeds", "least"), [(3, 0.91), (2, 0.88)])
-def test_fewer_seeds_cover_less_where_seeds_differ_much_and_enough_where_they_do_not(seeds: int, least: float):
-    assert coverage(seeds=seeds, seed_sd=0.0) >= 0.93
-    assert coverage(seeds=seeds, seed_sd=5.0) >= least
-
-
-def test_holm_keeps_the_family_of_false_findings_at_5_percent():
-    rng = np.random.default_rng(7)
-    p_N = [stats.two_way(values_SP).p for values_SP in simulated(rng, studies=4 * SIMULATIONS, seeds=5, seed_sd=1.0)]
-    for start in range(0, 80, 4):  # the smallest of four is multiplied by four
-        p_F = p_N[start : start + 4]
-        assert min(stats.holm(p_F, confidence=0.95)) == pytest.approx(min(1.0, 4 * min(p_F)))
-    wrong, families = false_families(p_N, size=4)
-    error = math.sqrt(0.05 * 0.95 / families)
-    assert (families, wrong / families <= 0.05 + 2 * error) == (SIMULATIONS, True)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "seed_sd", "confidence", "power"),
-    [
-        (5, 0.0, 0.95, stats.POWER), (5, 2.4, 0.95, stats.POWER), (5, 2.4, 0.99, stats.POWER),
-        (3, 0.0, 0.95, 0.74), (3, 2.4, 0.99, 0.75),
-    ],
-)  # fmt: skip
-def test_the_smallest_difference_seen_is_found_in_four_of_five_studies_of_5_seeds_and_in_fewer_of_3(
-    seeds: int, seed_sd: float, confidence: float, power: float
-):
-    # Few seeds give few degrees of freedom, which are estimated too: see docs/statistics.md.
-    rng = np.random.default_rng(8)
-    told = power_as_told(rng, seeds=seeds, seed_sd=seed_sd, confidence=confidence, studies=1000, tried=SIMULATIONS)
-    assert told["found"]["share"] == pytest.approx(power, abs=0.05)
-
-
-def test_of_two_seeds_and_prompts_what_is_printed_is_found_in_three_of_five_studies():
-    rng = np.random.default_rng(13)
-    told = power_as_told(rng, seeds=2, seed_sd=2.4, confidence=0.95, studies=400, tried=SIMULATIONS)
-    assert 0.5 <= told["found"]["share"] <= 0.7, told
-
-
 def test_two_seeds_do_not_say_what_they_would_find_and_three_do():
     rng = np.random.default_rng(14)
     for seeds, known in ((2, False), (3, True)):
@@ -165,34 +98,6 @@ def test_two_seeds_do_not_say_what_they_would_find_and_three_do():
         gap = stats.paired_difference(hits_SP, other_SP, np.ones_like(hits_SP), draws=DRAWS, names=("a",))
         assert math.isfinite(gap.p)
         assert math.isfinite(gap.smallest_seen(confidence=0.95)) is known
-
-
-def test_of_two_seeds_the_noncentral_t_is_right_where_only_seeds_differ():
-    # Prompts and answers add nothing, so there is 1 degree of freedom in every study and the error is known but for it.
-    rng = np.random.default_rng(12)
-
-    def studies(difference: float) -> list[stats.MeanError]:
-        each = rng.normal(difference, 1, (SIMULATIONS, 2, 1))
-        return [stats.two_way(np.repeat(seeds_S1, 3, axis=1)) for seeds_S1 in each]
-
-    middle = sorted(studies(0.0), key=lambda design: design.error)[SIMULATIONS // 2]  # prints the median, as error does
-    printed = middle.smallest_seen(confidence=0.95)
-    assert np.mean([design.p < 0.05 for design in studies(printed)]) == pytest.approx(0.8, abs=0.03)
-    known = stats.MeanError(10.0, 1 / math.sqrt(2), 1.0)
-    tried = np.mean([design.p < 0.05 for design in studies(10.0)])
-    assert tried == pytest.approx(known.power(10.0, confidence=0.95), abs=0.03)
-
-
-def test_prompts_alone_would_cover_too_rarely_where_seeds_differ():
-    rng, crossed, prompts = np.random.default_rng(2), 0, 0
-    for _ in range(200):
-        values = rng.normal(0, 0.1, (5, 1)) + rng.normal(0, 0.4, (1, 120)) + rng.normal(0, 0.3, (5, 120))
-        low, high = stats.two_way(values).interval(0.95)
-        crossed += low <= 0 <= high
-        means = values.mean(axis=0)
-        half = 1.98 * means.std(ddof=1) / math.sqrt(120)
-        prompts += abs(means.mean()) <= half
-    assert prompts < 170 < crossed
 
 
 def test_wasserstein_and_ks_equal_scipys():
@@ -260,7 +165,7 @@ def false_findings(*, seeds: int, seed_sd: float, largest_gap: bool = False) -> 
             stats.gap(lengths(rng, usual_P, seeds=seeds, seed_sd=seed_sd), expert_SP, grid).linearised()[largest_gap]
             for _ in range(2)
         ]
-        wrong += stats.two_way(terms[0] - terms[1]).p < 0.05
+        wrong += two_way(terms[0] - terms[1]).p < 0.05
     return wrong / SIMULATIONS
 
 
@@ -310,7 +215,12 @@ def test_the_probability_of_improvement_counts_pairs_of_runs_and_half_of_the_tie
 
 def test_holm_multiplies_the_smallest_by_the_number_of_claims():
     # sorted 0.01 x 3, max(0.03, 0.02 x 2), max(0.04, 0.5 x 1); the claim that was not run does not count
-    adjusted = stats.holm([0.5, 0.01, math.nan, 0.02], confidence=0.95)
+    strict = (math.nan, math.nan, math.nan, 0.02)  # it stands for a smaller p of its own
+    tests = [
+        stats.Estimate(0, 0, 0, 1, "", p=p, strict_p=q)
+        for p, q in zip((0.5, 0.01, math.nan, 0.001), strict, strict=True)
+    ]
+    adjusted = stats.holm(tests, confidence=0.95)
     assert adjusted[:2] == pytest.approx([0.5, 0.03])
     assert math.isnan(adjusted[2])
     assert adjusted[3] == pytest.approx(0.04)

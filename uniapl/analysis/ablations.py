@@ -28,6 +28,7 @@ from uniapl.analysis.cells import (
 )
 from uniapl.analysis.collect import MAIN, Study, last_values, rows_of
 from uniapl.analysis.comparisons import Evaluation
+from uniapl.analysis.crossed import POWER
 from uniapl.analysis.labels import BASE, plain_number
 from uniapl.analysis.outputs import OTHER_EXPERTS
 from uniapl.analysis.render import Block, Table
@@ -65,10 +66,13 @@ class Told:
 def _told(study: Study, variants: Sequence[tuple[str, str, str]]) -> list[Told]:
     """Of each model, method and variant. One seed beside several of the main run's decides nothing."""
     gaps = [_gap(study, *variant) for variant in variants]
-    tested = [replace(g, p=math.nan) if _single(study, v) else g for v, g in zip(variants, gaps, strict=True)]
+    tested = [
+        replace(g, p=math.nan, strict_p=math.nan) if _single(study, v) else g
+        for v, g in zip(variants, gaps, strict=True)
+    ]
     confidence, margin = study.claims.confidence, study.claims.equivalence_points / 100
     told = []
-    for variant, gap, p in zip(variants, gaps, stats.holm([g.p for g in tested], confidence=confidence), strict=True):
+    for variant, gap, p in zip(variants, gaps, stats.holm(tested, confidence=confidence), strict=True):
         word = against_margin(gap, margin, significant=p < 1 - confidence)
         told.append(Told(gap, adjusted(p, gap, tested), ONE_SEED if word and _single(study, variant) else word))
     return told
@@ -143,7 +147,7 @@ def table6(study: Study) -> Table:
         "Seeds",
         f"{of.title}, prompt strict, %",
         "− main run, points",
-        f"{stats.POWER:.0%} power from, points",
+        f"{POWER:.0%} power from, points",
         f"Within ±{plain_number(margin, 1)}",
         "Between seeds, sd, points",
         "Mean length, tokens",

@@ -43,7 +43,8 @@ def amount(value: Any) -> str:
 PARTS = {
     "": "value", "_low": "lower end of the interval", "_high": "upper end of the interval",
     "_bootstrap_low": "lower end of the crossed bootstrap", "_bootstrap_high": "upper end of the crossed bootstrap",
-    "_p": "two-sided p", "_p_holm": "two-sided p, adjusted by Holm",
+    "_p": "two-sided p", "_p_strict": "two-sided p with strict degrees of freedom",
+    "_p_holm": "two-sided p, adjusted by Holm",
     "_seen": "smallest true difference found with 80% power",
 }  # fmt: skip
 
@@ -57,6 +58,8 @@ def fields(estimate: Estimate, name: str, *, scale: float = 1.0) -> dict[str, An
     found: dict[str, Any] = {f"{name}{part}": traced(value * scale, estimate, part) for part, value in numbers.items()}
     if estimate.test:
         found |= {f"{name}_p": traced(estimate.p, estimate, "_p"), f"{name}_test": estimate.test}
+    if math.isfinite(estimate.strict_p):
+        found[f"{name}_p_strict"] = traced(estimate.strict_p, estimate, "_p_strict")
     return found
 
 
@@ -74,7 +77,8 @@ def adjusted(p: float, estimate: Estimate, family: Sequence[Estimate]) -> float:
     tested = [one.source for one in family if math.isfinite(one.p)]
     if estimate.source is None or not math.isfinite(p):
         return p
-    what = f"{estimate.source.statistic}: {PARTS['_p_holm']} over {len(tested)} tests ({estimate.test})"
+    how = estimate.test + ", strict degrees of freedom" * math.isfinite(estimate.strict_p)
+    what = f"{estimate.source.statistic}: {PARTS['_p_holm']} over {len(tested)} tests ({how})"
     return Traced(p, joined(what, [estimate.source, *tested]))
 
 
@@ -124,7 +128,7 @@ def few_seeds_note(study: Study) -> tuple[str, ...]:
     if not any(1 < count < 5 for count in seeds.values()):
         return ()
     return (
-        "Holm's correction about keeps its level over five seeds (simulated for up to 15 tests); over two or three that"
+        "Holm's correction keeps its level over three seeds and over five (simulated for up to 15 tests); over two that"
         " are apart a family has a false finding more often (docs/statistics.md), so that such a finding is to be tried"
         " with more seeds.",
     )

@@ -17,9 +17,10 @@ from uniapl.analysis.capability import general_score
 from uniapl.analysis.cells import NOT_RUN
 from uniapl.analysis.collect import MAIN, Study
 from uniapl.analysis.comparisons import COLUMNS, HELDOUT, Evaluation
+from uniapl.analysis.crossed import MeanError
 from uniapl.analysis.labels import BASE, BASELINE, UNIAPL, p_value, plain_number, with_interval
 from uniapl.analysis.outputs import ADVERSARIAL_AS, LAMBDA, general_tasks
-from uniapl.analysis.stats import EMPTY, Estimate, MeanError, holm
+from uniapl.analysis.stats import EMPTY, Estimate, holm
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE = "supported", "not supported", "inconclusive"
 
@@ -83,7 +84,7 @@ def findings(study: Study) -> list[Finding]:
     for model in study.index["models"]:
         rows += [_loss_or_reward(study, model), _too_large(study, model), _general(study, model)]
     confidence = study.claims.confidence
-    adjusted = holm([row.quantity.p for row in rows], confidence=confidence)
+    adjusted = holm([row.quantity for row in rows], confidence=confidence)
     family = sum(math.isfinite(p) for p in adjusted)
     closed, limit = [], study.index.get("limit")  # a trial decides nothing
     for row, p_holm in zip(rows, adjusted, strict=True):
@@ -103,7 +104,7 @@ def _smallest_supported(row: Finding, *, confidence: float, family: int) -> floa
     passed = row.margin + row.quantity.smallest_seen(confidence=confidence)
     if not math.isfinite(row.quantity.p):
         return passed
-    return max(passed, row.quantity.smallest_seen(confidence=1 - (1 - confidence) / family))
+    return max(passed, row.quantity.smallest_seen(confidence=1 - (1 - confidence) / family, strict=True))
 
 
 def _has(study: Study, model: str, *methods: str, variant: str = MAIN) -> bool:
@@ -393,7 +394,7 @@ def _general(study: Study, model: str) -> Finding:
     value = 100 * sum(change for change, *_ in known.values()) / len(known)
     questions, between = (sum(change[part] for change in known.values()) / len(known) ** 2 for part in (1, 2))
     df = (len(study.evaluations(model, UNIAPL)) - 1) * ((questions + between) / between) ** 2 if between else NORMAL
-    kept = MeanError(value, 100 * math.sqrt(questions + between), df)
+    kept = MeanError(value, 100 * math.sqrt(questions + between), df, df)
     low, high = kept.interval(study.claims.confidence)
     what = "change of lm-eval's accuracies, mean of the general tasks"
     sides = ((model, UNIAPL, MAIN), (model, BASE, MAIN))

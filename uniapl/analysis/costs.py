@@ -76,7 +76,7 @@ def table11(study: Study) -> Table:
             comparisons.difference(study, model, UNIAPL, one.method, of, "prompt_strict", other_variant=one.variant)
             for one in there
         ]
-        by_holm = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+        by_holm = stats.holm(gaps, confidence=study.claims.confidence)
         for one in OPPONENTS:
             against = study.label(BASELINE if one.method == EQUAL_COMPUTE else one.method)
             if one not in there:

@@ -57,7 +57,7 @@ def marks(
     best = max(known, key=lambda method: accuracies[method].value)
     others = [m for m in known if m != best]
     gaps = [comparisons.difference(study, model, m, best, of, "prompt_strict") for m in others]
-    by_holm = stats.holm([gap.p for gap in gaps], confidence=study.claims.confidence)
+    by_holm = stats.holm(gaps, confidence=study.claims.confidence)
     found = {best: (BEST, stats.EMPTY, stats.NAN)}
     for method, gap, p in zip(others, gaps, by_holm, strict=True):
         found[method] = (TIE if p >= 1 - study.claims.confidence else "", gap, adjusted(p, gap, gaps))
@@ -120,7 +120,7 @@ def table12(study: Study) -> Table:
             for method, without in pairs
             for of in evaluations
         }
-        by_holm = stats.holm([gap.p for gap in gaps.values()], confidence=study.claims.confidence)
+        by_holm = stats.holm(list(gaps.values()), confidence=study.claims.confidence)
         told = dict(zip(gaps, by_holm, strict=True))
         for method, without in pairs:
             cells = []

@@ -18,6 +18,7 @@ from uniapl.analysis.cells import (
     traced,
 )
 from uniapl.analysis.collect import Study
+from uniapl.analysis.crossed import POWER
 from uniapl.analysis.labels import BASE, short_label, with_interval
 from uniapl.analysis.render import BOLD, Block, Table
 
@@ -33,7 +34,7 @@ def table13(study: Study) -> Table:
             (a, b): comparisons.difference(study, model, a, b, of, "prompt_strict")
             for b, a in itertools.combinations(methods, 2)
         }
-        by_holm = stats.holm([gap.p for gap in gaps.values()], confidence=confidence)
+        by_holm = stats.holm(list(gaps.values()), confidence=confidence)
         cells = {}
         for (method, other), p in zip(gaps, by_holm, strict=True):
             gap = gaps[method, other]
@@ -60,7 +61,7 @@ def table13(study: Study) -> Table:
         interval_note(study),
         f"{of.title} prompts, prompt strict, paired, over the seeds that both have, in percentage points. Bold: Holm's"
         f" p over all pairs of a model is below {1 - confidence:.2f}. p, Holm's p and the smallest true difference that"
-        f" is found {stats.POWER:.0%} of the time (before Holm's correction; {POWER_OF_FEW}) stand in the csv.",
+        f" is found {POWER:.0%} of the time (before Holm's correction; {POWER_OF_FEW}) stand in the csv.",
         *few_seeds_note(study),
         *not_run_note(study),
     )

@@ -17,23 +17,26 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from uniapl.analysis.crossed import MeanError, over_prompts, two_way
 from uniapl.analysis.sources import Source
 from uniapl.seeding import stream_seed
 
 NAN = math.nan
-POWER = 0.8
 RESAMPLES_AT_ONCE = 1000  # memory only
 PLACES = ("value", "low", "high", "bootstrap_low", "bootstrap_high")  # of an estimate, on its axis
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its interval. `n` counts prompts; `p` is two-sided against 0, for differences only."""
+    """A value with its interval. `n` counts prompts; `p` is two-sided against 0, for differences only.
+
+    `strict_p` is the one that Holm's correction takes, where it is another (`crossed.two_way`).
+    """
 
     value: float
     low: float
@@ -41,18 +44,20 @@ class Estimate:
     n: int
     method: str
     p: float = NAN
+    strict_p: float = NAN
     test: str = ""
     bootstrap_low: float = NAN
     bootstrap_high: float = NAN
     source: Source | None = field(default=None, compare=False)
     design: MeanError | None = field(default=None, compare=False)  # of differences
 
-    def smallest_seen(self, *, confidence: float) -> float:
+    def smallest_seen(self, *, confidence: float, strict: bool = False) -> float:
         """The smallest true difference that is found with 80% power by a design like this one; NaN where not known.
 
-        Not known of two seeds: they say too little of their own power (docs/statistics.md).
+        Found by p, or by the strict one. Not known of two seeds: they say too little of their own power
+        (docs/statistics.md).
         """
-        return self.design.smallest_seen(confidence=confidence) if self.design else NAN
+        return self.design.smallest_seen(confidence=confidence, strict=strict) if self.design else NAN
 
     def scaled(self, factor: float) -> Estimate:
         """The same in another unit."""
@@ -63,7 +68,7 @@ class Estimate:
     def shifted(self, by: float) -> Estimate:
         """The same from another origin; a test against the old one does not come along."""
         numbers = {name: getattr(self, name) + by for name in PLACES}
-        return replace(self, **numbers, p=NAN, test="", design=None)
+        return replace(self, **numbers, p=NAN, strict_p=NAN, test="", design=None)
 
 
 @dataclass(frozen=True)
@@ -117,75 +122,6 @@ def bca_interval(
         if math.isfinite(low) and math.isfinite(high):
             break
     return low, high
-
-
-@dataclass(frozen=True)
-class MeanError:
-    """A mean with its standard error, and degrees of freedom."""
-
-    mean: float
-    error: float
-    df: float
-
-    def interval(self, confidence: float) -> tuple[float, float]:
-        """t interval."""
-        half = float(stats.t.ppf(0.5 + confidence / 2, self.df)) * self.error
-        return self.mean - half, self.mean + half
-
-    @property
-    def p(self) -> float:
-        """Two-sided, against 0."""
-        if self.error < 1e-12:
-            return 1.0 if abs(self.mean) < 1e-12 else 0.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df))
-
-    def power(self, difference: float, *, confidence: float) -> float:
-        """How often the two-sided test finds a true difference: noncentral t, whose standard error is this one."""
-        if self.error < 1e-12:
-            return 1.0
-        beyond, shift = stats.t.ppf(0.5 + confidence / 2, self.df), abs(difference) / self.error
-        found = stats.nct.sf(beyond, self.df, [shift, -shift])  # scipy gives NaN where it is 1 or 0 to the last digit
-        return float(np.nan_to_num(found[0], nan=1.0) + np.nan_to_num(found[1], nan=0.0))
-
-    def smallest_seen(self, *, confidence: float, power: float = POWER) -> float:
-        """The smallest true difference that is found with that power.
-
-        An error estimated with few degrees of freedom is mostly too small; taken is the one of which it is the median.
-        The degrees of freedom are estimated too: of 2 or 3 seeds it is a rough number (docs/statistics.md).
-        """
-        if self.error < 1e-12:
-            return 0.0
-        error = self.error * math.sqrt(self.df / float(stats.chi2.ppf(0.5, self.df)))
-        design = replace(self, error=error)
-        high = 20 * error * max(1.0, float(stats.t.ppf(0.5 + confidence / 2, self.df)))
-        return float(optimize.brentq(lambda d: design.power(d, confidence=confidence) - power, 0.0, high))
-
-
-def two_way(values_SP: np.ndarray) -> MeanError:
-    """Mean of seeds crossed with prompts, both random, with Satterthwaite's degrees of freedom.
-
-    Var(mean) = (MS_seed + MS_prompt - MS_error) / (S P), unbiased, but not below half of what prompts and error alone
-    give (our choice: few seeds would by chance make it much too small). In simulated studies of 5 seeds and 200
-    prompts, seeds apart by 0 to 5 points, 95% intervals hold the truth in 95 to 97 of 100 (tests/unit/test_stats.py).
-    """
-    S, P = values_SP.shape
-    assert min(S, P) > 1
-    mean = float(values_SP.mean())
-    seed_S, prompt_P = values_SP.mean(axis=1), values_SP.mean(axis=0)
-    residual_SP = values_SP - seed_S[:, None] - prompt_P[None, :] + mean
-    df_seed, df_prompt, df_error = S - 1, P - 1, (S - 1) * (P - 1)
-    ms_seed = P * ((seed_S - mean) ** 2).sum() / df_seed
-    ms_prompt = S * ((prompt_P - mean) ** 2).sum() / df_prompt
-    ms_error = (residual_SP**2).sum() / df_error
-    total = max(ms_seed + ms_prompt - ms_error, max(ms_prompt, ms_error) / 2)
-    spread = ms_seed**2 / df_seed + ms_prompt**2 / df_prompt + ms_error**2 / df_error
-    df = max(1.0, float(total**2 / spread)) if spread > 0 else float(df_error)
-    return MeanError(mean, math.sqrt(total / (S * P)), df)
-
-
-def _over_prompts(values_P: np.ndarray) -> MeanError | None:
-    P = len(values_P)
-    return MeanError(float(values_P.mean()), float(values_P.std(ddof=1)) / math.sqrt(P), P - 1) if P > 1 else None
 
 
 def between_seeds(values_S: Sequence[float], *, confidence: float) -> Estimate:
@@ -254,7 +190,7 @@ def paired_difference(
         p, test = sign_flip_p(difference_SP[0], draws=draws, names=names), "permutation"
     low, high = bca_interval(difference_SP[0], counts_SP[0], draws=draws, names=names)
     each_P = difference_SP[0] / counts_SP.mean()
-    return Estimate(value, low, high, P, "BCa bootstrap over prompts", p=p, test=test, design=_over_prompts(each_P))
+    return Estimate(value, low, high, P, "BCa bootstrap over prompts", p=p, test=test, design=over_prompts(each_P))
 
 
 def mcnemar_p(hits_P: np.ndarray, other_P: np.ndarray) -> float:
@@ -282,8 +218,9 @@ def sign_flip_p(difference_P: np.ndarray, *, draws: Resampling, names: Sequence[
     return float(result.pvalue)
 
 
-def holm(p_values: Sequence[float], *, confidence: float) -> list[float]:
-    """Holm's adjusted p-values; NaN stays NaN and does not count."""
+def holm(tests: Sequence[Estimate], *, confidence: float) -> list[float]:
+    """Holm's adjusted p-values of tests, of the strict one where there is one; one without a p does not count."""
+    p_values = [one.p if math.isnan(one.strict_p) else one.strict_p for one in tests]
     adjusted = [NAN] * len(p_values)
     known = [i for i, p in enumerate(p_values) if math.isfinite(p)]
     if known:
@@ -426,7 +363,7 @@ def distance_reduction(
             found.append(_several_seeds(value, terms_SP, draws, test="two-way t", bootstrap=(low, high)))
             continue
         p = float(((np.abs(null_R) >= abs(value) - 1e-9).sum() + 1) / (len(null_R) + 1))
-        design = _over_prompts((theirs_SP - ours_SP)[0])
+        design = over_prompts((theirs_SP - ours_SP)[0])
         found.append(Estimate(value, low, high, P, "bootstrap over prompts", p=p, test="permutation", design=design))
     return found[0], found[1]
 
@@ -458,7 +395,8 @@ def _several_seeds(
     low, high = crossed.interval(draws.confidence)
     bootstrap_low, bootstrap_high = bootstrap or crossed_bootstrap(values_SP, draws=draws)
     return Estimate(
-        value, low, high, P, f"two-way t ({S} seeds x prompts)", p=crossed.p if test else NAN, test=test,
+        value, low, high, P, f"two-way t ({S} seeds x prompts)", p=crossed.p if test else NAN,
+        strict_p=crossed.strict_p if test else NAN, test=test,
         bootstrap_low=bootstrap_low, bootstrap_high=bootstrap_high, design=crossed if test and S > 2 else None,
     )  # fmt: skip
 

@@ -43,6 +43,7 @@ from uniapl.analysis.claims import findings
 from uniapl.analysis.collect import MAIN, Study, read_study
 from uniapl.analysis.comparisons import COLUMNS, Evaluation
 from uniapl.analysis.costs import path_costs, table11
+from uniapl.analysis.crossed import POWER
 from uniapl.analysis.facts import table5
 from uniapl.analysis.kinds import table3
 from uniapl.analysis.labels import BASE, BASELINE, p_value, plain_number, with_interval
@@ -61,7 +62,6 @@ from uniapl.analysis.overview import table10, table12
 from uniapl.analysis.pairs import table13
 from uniapl.analysis.references import table7
 from uniapl.analysis.render import Block, Table, write_table
-from uniapl.analysis.stats import POWER
 from uniapl.entry import run_guarded
 
 METRICS = ("prompt_strict", "inst_strict", "prompt_loose", "inst_loose")
