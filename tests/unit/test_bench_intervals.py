@@ -33,9 +33,7 @@ def test_every_cell_is_there_with_4000_studies_and_the_settings_of_the_bench():
         for difference in intervals.DIFFERENCES
     }
     assert {row["covers"]["of"] for row in RECORD["rows"]} == {intervals.STUDIES}
-    assert (RECORD["prompts"], RECORD["margin"], RECORD["resamples"], RECORD["confidence"]) == (
-        intervals.PROMPTS, intervals.MARGIN, intervals.RESAMPLES, intervals.CONFIDENCE,
-    )  # fmt: skip
+    assert {name: value for name, value in RECORD.items() if name not in ("rows", "power")} == intervals.SETTINGS
 
 
 def test_a_cell_measured_anew_is_within_the_error_of_the_simulation():
@@ -52,6 +50,8 @@ def test_the_power_that_is_told_is_there_for_every_kind_of_study():
     single = [row for row in RECORD["power"] if not row["strict"]]
     kinds = {(row["seeds"], row["seed_sd"]) for row in single}
     assert kinds == {(seeds, sd) for seeds in intervals.SEEDS for sd in intervals.SEED_SDS}
+    strict = {(row["seeds"], row["seed_sd"]) for row in RECORD["power"] if row["strict"]}
+    assert strict == {(5, sd) for sd in intervals.SEED_SDS}
     assert {row["found"]["of"] for row in RECORD["power"]} == {intervals.STUDIES}
 
 

@@ -32,6 +32,13 @@ def test_interval_and_test_of_a_hand_worked_table():
     assert crossed.strict_p == pytest.approx(2 * scipy_stats.t.sf(3.5 / math.sqrt(total / 6), fewer), rel=1e-5)
 
 
+def test_seeds_that_agree_leave_the_strict_p_what_it_is_and_others_make_it_larger():
+    agree = two_way(np.array([[1.0, 2.0, 6.0], [2.0, 1.0, 6.0]]))
+    apart = two_way(np.array([[1.0, 2.0, 6.0], [2.0, 3.0, 8.0]]))
+    assert agree.strict_p == agree.p < 1
+    assert apart.strict_p > 1.2 * apart.p
+
+
 def coverage(*, seeds: int, seed_sd: float) -> float:
     """How often the 95% interval holds the true difference, 0."""
     rng, covered = np.random.default_rng(int(10 * seed_sd) + seeds), 0

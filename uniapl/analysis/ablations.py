@@ -13,8 +13,8 @@ from uniapl.analysis.cells import (
     NOT_RUN,
     POWER_OF_FEW,
     adjusted,
-    few_seeds_note,
     fields,
+    holm_note,
     interval_note,
     make_table,
     methods_of,
@@ -165,7 +165,7 @@ def table6(study: Study) -> Table:
         " trains with one order of the data, the main runs with an order of each"
         " seed's own. KL and entropy: last recorded value of training, mean over seeds; entropy is over the sequences"
         " in the update, which without an adversarial term leaves out groups of equal rewards.",
-        *few_seeds_note(study),
+        *holm_note(study),
         *processors_note(study),
     )
     ordered = tuple(rows[key] for key in sorted(rows, key=_place))
@@ -244,7 +244,7 @@ def table9(study: Study) -> Table:
         f" the study's own; Holm over this table. Margin ±{plain_number(margin, 1)} points, as in Table 6. An expert"
         " leaves out prompts that it has no such answer to, so that runs of one seed share no order of"
         f" prompts.{outside}",
-        *few_seeds_note(study),
+        *holm_note(study),
         *processors_note(study, [OTHER_EXPERTS]),
     )
     return make_table(9, "What another expert costs", [Block(columns, (("", tuple(rows)),))], records, notes)

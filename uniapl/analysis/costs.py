@@ -12,8 +12,8 @@ from uniapl.analysis.cells import (
     NOT_RUN,
     adjusted,
     amount,
-    few_seeds_note,
     fields,
+    holm_note,
     interval_note,
     make_table,
     model_cell,
@@ -118,7 +118,7 @@ def table11(study: Study) -> Table:
         " P(improvement): share of pairs of runs, one of each method, in which UniAPL's accuracy is the"
         " higher one, a tie counted half; its interval resamples runs. Seconds are those of training's steps without"
         " probes.",
-        *few_seeds_note(study),
+        *holm_note(study),
         *processors_note(study, [one.variant for one in OPPONENTS], against=UNIAPL),
     )
     return make_table(11, "UniAPL against others at equal cost", [Block(columns, (("", tuple(rows)),))], records, notes)

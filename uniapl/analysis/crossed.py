@@ -14,7 +14,7 @@ SEEDS_BOUND = 0.8  # one-sided, of the seeds' mean square in the strict degrees 
 
 @dataclass(frozen=True)
 class MeanError:
-    """A mean with its standard error and degrees of freedom; `strict_df`, fewer, are for Holm's levels (`two_way`)."""
+    """A mean with its error and degrees of freedom; `strict_df`, never more, are for Holm's levels (`two_way`)."""
 
     mean: float
     error: float
@@ -73,8 +73,8 @@ def two_way(values_SP: np.ndarray) -> MeanError:
 
     Var(mean) = (MS_seed + MS_prompt - MS_error) / (S P), unbiased, but not below half of what prompts and error alone
     give. A small MS_seed by chance makes the degrees of freedom many too: 95% intervals bear it, the far tails that
-    Holm's levels ask for do not, so the strict ones are those at MS_seed's upper 80% bound (both our choices:
-    docs/statistics.md).
+    Holm's levels ask for do not, so the strict ones are those at MS_seed's upper 80% bound where these are fewer (both
+    our choices: docs/statistics.md).
     """
     S, P = values_SP.shape
     assert min(S, P) > 1

@@ -11,8 +11,8 @@ from uniapl.analysis.cells import (
     NO_CELL,
     NOT_RUN,
     adjusted,
-    few_seeds_note,
     fields,
+    holm_note,
     interval_note,
     make_table,
     model_cell,
@@ -20,7 +20,6 @@ from uniapl.analysis.cells import (
     percent,
     points_by_holm,
     seeds_of,
-    traced,
 )
 from uniapl.analysis.collect import Study
 from uniapl.analysis.comparisons import Evaluation
@@ -87,7 +86,8 @@ def table10(study: Study) -> Table:
                     | {"num_seeds": len(study.evaluations(model, method)), "num_prompts": estimate.n}
                     | fields(estimate, "prompt_strict")
                     | {"mark": mark}
-                    | {"minus_best": traced(gap.value, gap, ""), "minus_best_p_holm": p}
+                    | fields(gap, "minus_best")
+                    | {"minus_best_p_holm": p}
                 )
             seeds = seeds_of(study, model, method) if method != BASE else NO_CELL
             rows[section_of(method)].append((study.label(method), seeds, *cells))
@@ -101,7 +101,7 @@ def table10(study: Study) -> Table:
         interval_note(study),
         f"Prompt strict accuracy. Bold: the best of a column, and all that a paired test against it does not tell apart"
         f" (Holm over the column at {study.claims.confidence:.0%}).",
-        *few_seeds_note(study),
+        *holm_note(study),
     )
     blocks = [Block(columns, tuple(sections))]
     return make_table(10, "Methods in the order of the paper's tables", blocks, records, notes)
@@ -144,6 +144,6 @@ def table12(study: Study) -> Table:
         interval_note(study),
         "Prompt strict, paired, over the seeds that both have; Holm over all cells of a model. The main runs' weight of"
         " the term; other weights and other discriminators stand in Table 6.",
-        *few_seeds_note(study),
+        *holm_note(study),
     )
     return make_table(12, "What the adversarial term adds", [Block(columns, (("", tuple(rows)),))], records, notes)

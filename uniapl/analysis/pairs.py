@@ -10,8 +10,8 @@ from uniapl.analysis.cells import (
     NO_CELL,
     POWER_OF_FEW,
     adjusted,
-    few_seeds_note,
     fields,
+    holm_note,
     interval_note,
     make_table,
     not_run_note,
@@ -62,7 +62,7 @@ def table13(study: Study) -> Table:
         f"{of.title} prompts, prompt strict, paired, over the seeds that both have, in percentage points. Bold: Holm's"
         f" p over all pairs of a model is below {1 - confidence:.2f}. p, Holm's p and the smallest true difference that"
         f" is found {POWER:.0%} of the time (before Holm's correction; {POWER_OF_FEW}) stand in the csv.",
-        *few_seeds_note(study),
+        *holm_note(study),
         *not_run_note(study),
     )
     return make_table(13, "Every pair of methods", blocks, records, notes)

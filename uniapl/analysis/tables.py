@@ -26,8 +26,8 @@ from uniapl.analysis.cells import (
     POWER_OF_FEW,
     adjusted,
     amount,
-    few_seeds_note,
     fields,
+    holm_note,
     interval_note,
     make_table,
     methods_of,
@@ -183,7 +183,7 @@ def table2(study: Study) -> Table:
                 "unit": row.unit,
                 **fields(row.quantity, "quantity"),
                 "quantity_p": traced(row.quantity.p, row.quantity, "_p"),
-                "smallest_seen": traced(row.smallest_seen, row.quantity, "_seen"),
+                "smallest_seen": traced(row.smallest_seen, row.quantity, "_supported"),
                 "p_holm": adjusted(row.p_holm, row.quantity, family),
                 "margin": row.margin,
                 "tolerance": row.tolerance,
@@ -212,7 +212,7 @@ def table2(study: Study) -> Table:
             " rests on it. Of what length does not explain: log-probs less a line over the logarithm of the answer's"
             " length, which is fitted to the expert's answers. The crossed bootstrap's intervals stand in the csv."
         ),
-        *few_seeds_note(study),
+        *holm_note(study),
         *processors_note(study, [ADVERSARIAL_AS, LAMBDA]),
     )
     return make_table(2, "Claims of the paper", [Block(columns, (("", tuple(rows)),), widths=widths)], records, notes)

@@ -195,7 +195,7 @@ def _families(study: Study) -> str:
     there = [f"Table {n}: {over}" for n, over in FAMILIES.items() if n in table_numbers(study.index)]
     strict = (
         f" Over several seeds Holm adjusts a stricter p (in each .csv), whose degrees of freedom are those at the upper"
-        f" {SEEDS_BOUND:.0%} bound of the seeds' mean square."
+        f" {SEEDS_BOUND:.0%} bound of the seeds' mean square where these are fewer."
     )
     said = f"p adjusted by Holm within a table. {'; '.join(there)}. Other p-values stand as they are."
     return said + strict * several_seeds(study)
@@ -204,7 +204,8 @@ def _families(study: Study) -> str:
 def _power() -> str:
     return (
         f"“{POWER:.0%} power from”: the smallest true difference that a study with these seeds and prompts finds"
-        f" {POWER:.0%} of the time (noncentral t; {POWER_OF_FEW})."
+        f" {POWER:.0%} of the time by its own p (noncentral t; {POWER_OF_FEW}); beside a claim, also with its tolerance"
+        " passed and by the strict p at the first of Holm's levels."
     )
 
 
